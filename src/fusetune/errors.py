@@ -1,0 +1,52 @@
+"""Errors that a user can cause: one clear message each, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FusetuneError(Exception):
+    """Base of every error that a user of fusetune can cause.
+
+    The command line prints the message and exits with code 2.
+
+    Args:
+        message: The rule that was broken and what was given instead.
+        hint: What to do next, one sentence.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".rstrip())
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(FusetuneError):
+    """The recipe, or an override of it, is not valid."""
+
+
+class DataError(FusetuneError):
+    """The data set cannot be read, or does not fit the task."""
+
+
+class ModelError(FusetuneError):
+    """The model or its tokenizer cannot be loaded."""
+
+
+class MemberError(FusetuneError):
+    """The checkpoints cannot be fused with one another."""
+
+
+class RunError(FusetuneError):
+    """The run folder cannot be used as asked."""
+
+
+class StageError(FusetuneError):
+    """A stage of the run cannot go on (all trials failed, the disk is full, …)."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
