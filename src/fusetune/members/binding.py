@@ -1,0 +1,109 @@
+"""Which tensors of a model each tensor of the members goes into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import MemberError
+from fusetune.members.header import TensorInfo
+from fusetune.members.weights import FusionWeights
+
+SHOWN = 10
+HINT = (
+    "Load the model from one of the members, with the class that they were trained with "
+    "(and save members with `save_original_format=False` if their class renames its tensors)."
+)
+
+
+def bind(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Tensor, ...]]:
+    """Name in the members' files → the model's tensors that take its value.
+
+    A tied tensor stands once in the files and under several names in the model; it is one
+    target. If the files have it under several names, the first takes the value. Names of
+    non-persistent buffers, which old checkpoints have, go nowhere.
+
+    Raises:
+        MemberError: If files and model do not name the same tensors, or shapes differ.
+    """
+    state: dict[str, Tensor] = {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
+    buffers = {name for name, _ in model.named_buffers()}
+    storages: dict[tuple[object, ...], list[str]] = {}
+    for name, value in state.items():
+        storages.setdefault(_identity(value), []).append(name)
+    missing = [
+        name
+        for name, value in state.items()
+        if not any(other in tensors for other in storages[_identity(value)])
+    ]
+    unexpected = [n for n in tensors if n not in state and n not in buffers]
+    shapes = [
+        f"{n} ({tuple(state[n].shape)} in the model, {info.shape} in the members)"
+        for n, info in tensors.items()
+        if n in state and tuple(state[n].shape) != info.shape
+    ]
+    problems = [
+        *_listed("of the model not in the members", missing),
+        *_listed("of the members not in the model", unexpected),
+        *_listed("with another shape", shapes),
+    ]
+    if problems:
+        raise MemberError(
+            "The members do not fit the model: " + "; ".join(problems) + ".", HINT
+        )
+    targets: dict[str, tuple[Tensor, ...]] = dict.fromkeys(tensors, ())
+    for names in storages.values():
+        first = next(n for n in names if n in tensors)
+        targets[first] = tuple({id(state[n]): state[n] for n in names}.values())
+    return targets
+
+
+def tied_names(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> list[tuple[str, ...]]:
+    """Groups of two or more names in the files that are one tensor in the model."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name in tensors and isinstance(value, Tensor):
+            groups.setdefault(_identity(value), []).append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+def check_length(weights: FusionWeights, k: int) -> None:
+    """Raise `ValueError` unless there is one weight per member."""
+    if len(weights) != k:
+        raise ValueError(f"{k} members need {k} weights; got {len(weights)}.")
+
+
+def listed(items: Sequence[str], shown: int = SHOWN) -> str:
+    """The first items and a count of the rest."""
+    rest = len(items) - shown
+    return ", ".join(items[:shown]) + (f", … and {rest} more" if rest > 0 else "")
+
+
+def same_bits(tensors: Iterable[Tensor]) -> bool:
+    """Whether all tensors have the same dtype and the same elements (NaN equals NaN)."""
+    first, *others = tensors
+    return all(
+        first.dtype == other.dtype
+        and torch.equal(
+            first.contiguous().flatten().view(torch.uint8),
+            other.contiguous().flatten().view(torch.uint8),
+        )
+        for other in others
+    )
+
+
+def _identity(value: Tensor) -> tuple[object, ...]:
+    # Empty tensors and those on the meta device have no address; only the object tells.
+    if value.data_ptr() == 0:
+        return (id(value),)
+    return (value.device, value.data_ptr(), value.shape, value.stride())
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{len(names)} {what} ({listed(names)})"] if names else []

@@ -1,0 +1,158 @@
+"""The model card: README.md of an exported model, with metadata for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fusetune.members.member import Members
+from fusetune.members.weights import FusionWeights
+
+AUTO_CLASSES = (
+    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
+    ("ForMultipleChoice", "AutoModelForMultipleChoice"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+    ("ForTokenClassification", "AutoModelForTokenClassification"),
+    ("ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+    ("ForMaskedLM", "AutoModelForMaskedLM"),
+    ("ForCausalLM", "AutoModelForCausalLM"),
+    ("LMHeadModel", "AutoModelForCausalLM"),
+)
+
+
+def model_card(
+    pool: Members,
+    weights: FusionWeights,
+    *,
+    name: str,
+    method: str | None = None,
+    task: str | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    pipeline_tag: str | None = None,
+    language: str | Sequence[str] | None = None,
+    license: str | None = None,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    tags: Sequence[str] = (),
+) -> str:
+    """Render the card.
+
+    Args:
+        pool: The members, for the table of weights.
+        weights: w, one per member.
+        name: The model's name, its heading.
+        method: How w was chosen.
+        task: What the model does, a few words.
+        base_model: Hub id of the model that was fine-tuned; a local folder is named in the
+            text only, because the Hub could not resolve it.
+        dataset: Hub id or name of the data set.
+        pipeline_tag: The Hub's name of the task, such as "text-classification".
+        language: ISO 639 code(s).
+        license: The Hub's identifier of a licence.
+        metrics: Split → metric → value, natural sign; values that are not finite are
+            left out. With `dataset` and `pipeline_tag`, they become the card's model-index.
+        tags: Added to "merge" and "fusetune".
+    """
+    finite = [
+        (split, metric, float(value))
+        for split, values in (metrics or {}).items()
+        for metric, value in values.items()
+        if math.isfinite(value)
+    ]
+    results = _eval_results(finite, dataset, pipeline_tag)
+    data = ModelCardData(
+        library_name="transformers",
+        model_name=name if results else None,
+        base_model=base_model if base_model and _on_hub(base_model) else None,
+        datasets=dataset if dataset and _on_hub(dataset) else None,
+        pipeline_tag=pipeline_tag,
+        language=[language] if isinstance(language, str) else list(language or ()) or None,
+        license=license,
+        tags=list(dict.fromkeys(("merge", "fusetune", *tags))),
+        metrics=sorted({metric for _, metric, _ in finite}) or None,
+        eval_results=results or None,
+    )
+    context: dict[str, Any] = {
+        "metadata": yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True),
+        "name": name,
+        "location": json.dumps(name, ensure_ascii=False),
+        "method": method,
+        "task": task,
+        "base_model": Path(base_model).name if base_model else None,
+        "auto_class": _auto_class(pool.members[0].config),
+        "metrics": [(split, metric, f"{value:.4f}") for split, metric, value in finite],
+        "members": [
+            {"name": member.name, "step": member.step, "weight": weight}
+            for member, weight in zip(pool.members, weights.values, strict=True)
+        ],
+    }
+    return _environment().get_template("card.md.j2").render(context)
+
+
+@cache
+def _environment() -> Environment:
+    # Autoescaping is for HTML; Markdown has its own rules, in the two filters.
+    environment = Environment(
+        loader=PackageLoader("fusetune.members"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["line"] = _line
+    environment.filters["cell"] = lambda text: _line(text).replace("|", "\\|")
+    return environment
+
+
+def _line(text: str) -> str:
+    """Text on one line that starts no markup of its own."""
+    flat = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*\[\]])", r"\\\1", flat)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name can be a Hub id: the right form, and no folder of this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def _eval_results(
+    metrics: Sequence[tuple[str, str, float]], dataset: str | None, pipeline_tag: str | None
+) -> list[EvalResult]:
+    if not dataset or not pipeline_tag:
+        return []
+    slug = dataset if _on_hub(dataset) else re.sub(r"[^\w.-]+", "-", dataset).strip("-.")
+    return [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=slug or "data",
+            dataset_name=dataset,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for split, metric, value in metrics
+    ]
+
+
+def _auto_class(config: Mapping[str, Any]) -> str:
+    architecture = str((config.get("architectures") or [""])[0])
+    for ending, auto_class in AUTO_CLASSES:
+        if architecture.endswith(ending):
+            return auto_class
+    return "AutoModel"

@@ -1,0 +1,126 @@
+"""Writing that survives a kill: space checked first, synced, put in place in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import StageError
+
+MARGIN = 32 * 2**20  # bytes left free: configuration, tokenizer, the file system's own needs
+
+
+def require_space(folder: str | Path, needed: int, margin: int = MARGIN) -> None:
+    """Check that `needed` bytes can be written under `folder`, which may not exist yet.
+
+    Raises:
+        StageError: If the file system has less than `needed + margin` bytes free.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed + margin:
+        raise StageError(
+            f"Writing to {folder} needs {needed + margin:,} bytes, "
+            f"but {free:,} bytes are free on that disk.",
+            hint="Free some space, or choose another folder.",
+        )
+
+
+@contextlib.contextmanager
+def full_disk_is_an_error(folder: str | Path) -> Iterator[None]:
+    """Turn "no space left" raised inside the block into a `StageError`.
+
+    safetensors reports the operating system's error as text in an exception of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        free = shutil.disk_usage(Path(folder).absolute().anchor).free
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(folder).free
+        raise StageError(
+            f"The disk became full while writing to {folder} ({free:,} bytes free).",
+            hint="Free some space and run the same command again; nothing else was lost.",
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that `path` holds either the old content or the new, never a part.
+
+    Raises:
+        ValueError: If the content has a number that JSON lacks (NaN, infinity).
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write into; it becomes `folder` when the block ends.
+
+    An existing folder is moved aside first and removed afterwards, so that no moment
+    shows a mixture of old and new files. If the block raises, `folder` stays as it was.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for path in sorted(new.rglob("*")):
+            sync(path)
+        sync(new)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        sync(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

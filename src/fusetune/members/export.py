@@ -1,0 +1,160 @@
+"""Write θ̄(w) as an ordinary Hugging Face folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import save_torch_state_dict
+from transformers import PreTrainedTokenizerBase
+
+from fusetune.errors import StageError
+from fusetune.members.average import Average
+from fusetune.members.card import model_card
+from fusetune.members.disk import (
+    full_disk_is_an_error,
+    replaced_folder,
+    require_space,
+    write_json,
+)
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+
+__all__ = ["FUSION", "export", "model_card"]
+
+FUSION = "fusion.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def export(
+    average: Average,
+    weights: FusionWeights,
+    pool: MemberPool,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: str | Path | None = None,
+    card: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    max_shard_size: str | int = "5GB",
+) -> Path:
+    """Write the fused model so that `from_pretrained(folder)` gives what was evaluated.
+
+    Files: model.safetensors (or shards and their index), config.json,
+    generation_config.json, the tokenizer's, README.md and fusion.json. They are written
+    into a temporary sibling, which then takes the folder's place.
+
+    Args:
+        average: Of the pool.
+        weights: w.
+        pool: The members.
+        folder: Made, or replaced as a whole if an earlier export made it.
+        tokenizer: Saved beside the model; by default the template's files are copied.
+        template: Folder that the configuration comes from; by default the last member.
+        card: README.md; by default `model_card` without metrics.
+        extra: More keys for fusion.json, such as "method" and "validation".
+        max_shard_size: Largest weight file, in bytes or as "5GB".
+
+    Returns:
+        The folder.
+
+    Raises:
+        StageError: If the disk is too small, or the folder holds something else.
+        ValueError: If `extra` has a key that fusion.json has already.
+    """
+    folder = Path(folder)
+    source = Path(template) if template is not None else pool.members[-1].path
+    record = fusion_record(pool, weights)
+    if clash := record.keys() & (extra or {}).keys():
+        raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
+    _require_replaceable(folder)
+    require_space(folder, pool.members[0].nbytes)
+    with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
+        tensors = average.tensors(weights)
+        save_torch_state_dict(tensors, new, max_shard_size=max_shard_size)
+        _write_config(pool, source, new)
+        _copy(source, new, "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        else:
+            _copy(source, new, *TOKENIZER_FILES)
+        text = card if card is not None else model_card(pool, weights, name=folder.name)
+        (new / "README.md").write_text(text, encoding="utf-8")
+        write_json(new / FUSION, _finite({**record, **(extra or {})}))
+    return folder
+
+
+def fusion_record(pool: MemberPool, weights: FusionWeights) -> dict[str, Any]:
+    """What fusion.json always has: the version, and each member with its weight."""
+    return {
+        "fusetune": version("fusetune"),
+        "fingerprint": pool.fingerprint,
+        "members": [
+            {"name": m.name, "step": m.step, "weight": weight, "sha256": m.sha256}
+            for m, weight in zip(pool.members, weights.values, strict=True)
+        ],
+    }
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Nothing but an earlier export may be replaced: a mistyped folder must survive."""
+    if folder.is_dir() and ((folder / FUSION).exists() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise StageError(
+            f"{folder} exists and is no exported model (it has no {FUSION}).",
+            hint="Choose another folder, or remove this one.",
+        )
+
+
+def _write_config(pool: MemberPool, source: Path, new: Path) -> None:
+    """config.json of the template, with the dtype that the files really have.
+
+    `from_pretrained` casts to the configuration's dtype, which would change the numbers.
+    """
+    path = source / "config.json"
+    if not path.exists():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    tensors = pool.members[0].tensors.values()
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype.is_floating_point}
+    if len(dtypes) == 1:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes.pop()
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (new / "config.json").write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, new: Path, *names: str) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, new / name)
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON value with null for NaN and infinities, which JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,122 @@
+"""member.json: written last into a member's folder, so that its existence means complete."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import MemberError
+from fusetune.members.disk import file_sha256, sync, write_json
+
+MANIFEST = "member.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file must be: its sha256 (hexadecimal) and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Where in the training a member was taken, and what its weight files are.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: The same in passes over the training data.
+        files: File name → record, for every weight file and shard index.
+        values: Validation values measured while training, if any; NaN where JSON has null.
+    """
+
+    step: int
+    epoch: float
+    files: Mapping[str, FileRecord]
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_manifest(
+    folder: str | Path,
+    *,
+    step: int,
+    epoch: float,
+    values: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Hash the weight files of a folder, wait until they are on the disk, declare it complete.
+
+    Args:
+        folder: Holds `*.safetensors` and, if sharded, their index.
+        step: Optimiser steps done.
+        epoch: The same in passes over the training data.
+        values: Validation values; those that are not finite are stored as null.
+
+    Raises:
+        ValueError: If the folder has no weight file.
+    """
+    folder = Path(folder)
+    weights = sorted(folder.glob("*.safetensors")) + sorted(
+        folder.glob("*.safetensors.index.json")
+    )
+    if not weights:
+        raise ValueError(f"{folder} has no safetensors file to declare complete.")
+    for path in folder.iterdir():
+        sync(path)
+    files = {p.name: FileRecord(file_sha256(p), p.stat().st_size) for p in weights}
+    manifest = Manifest(int(step), float(epoch), files, dict(values or {}))
+    write_json(
+        folder / MANIFEST,
+        {
+            "step": manifest.step,
+            "epoch": manifest.epoch,
+            "files": {n: {"sha256": r.sha256, "bytes": r.bytes} for n, r in files.items()},
+            "values": {
+                name: float(value) if math.isfinite(value) else None
+                for name, value in manifest.values.items()
+            },
+        },
+    )
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    """The manifest of a member's folder, or None if it has none.
+
+    Raises:
+        MemberError: If there is one that cannot be understood.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    try:
+        return _parse(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _parse(raw: Mapping[str, Any]) -> Manifest:
+    values = raw.get("values") or {}
+    return Manifest(
+        step=int(raw["step"]),
+        epoch=float(raw["epoch"]),
+        files={
+            str(name): FileRecord(str(record["sha256"]), int(record["bytes"]))
+            for name, record in raw["files"].items()
+        },
+        values={str(n): math.nan if v is None else float(v) for n, v in values.items()},
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> MemberError:
+    return MemberError(
+        f"{path} is not a member's manifest: {type(error).__name__}: {error}.",
+        hint="Remove this member's folder, or restore the file.",
+    )

@@ -1,0 +1,212 @@
+"""One checkpoint: what its files say about themselves, before any tensor is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fusetune.errors import MemberError
+from fusetune.members.disk import file_sha256
+from fusetune.members.header import TensorInfo, read_header
+from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "model*.pt", "model*.pth")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint whose files have been found whole; its tensors stay on the disk.
+
+    Attributes:
+        path: The folder.
+        step: Optimiser step at which it was taken, if known.
+        tensors: Tensor name → dtype, shape and file, ordered by name.
+        config: config.json, or empty if there is none.
+        files: Weight files, without the index of shards.
+        manifest: member.json, if the checkpoint has one.
+    """
+
+    path: Path
+    step: int | None
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    manifest: Manifest | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Member:
+        """Read the headers of a checkpoint's folder.
+
+        Raises:
+            MemberError: If weights are missing, truncated, pickled, or not as the
+                manifest says.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest is not None:
+            _check_sizes(path, manifest)
+        shards = _weight_files(path)
+        tensors: dict[str, TensorInfo] = {}
+        for file, names in shards.items():
+            header = read_header(file)
+            if names is not None and (absent := names - header.keys()):
+                raise _damaged(file, f"lacks the tensor {min(absent)!r} named in {INDEX}")
+            tensors |= {n: header[n] for n in (header if names is None else names)}
+        if not tensors:
+            raise _damaged(path, "holds no tensor")
+        return cls(
+            path=path,
+            step=manifest.step if manifest else step_of(path),
+            tensors=dict(sorted(tensors.items())),
+            config=_read_json(path / "config.json") if (path / "config.json").exists() else {},
+            files=tuple(sorted(shards)),
+            manifest=manifest,
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def num_parameters(self) -> int:
+        """Floating-point numbers in the files (tied tensors once)."""
+        return sum(t.numel for t in self.tensors.values() if t.dtype.is_floating_point)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the weights: of the one file, or of the shards' names and digests.
+
+        A digest in the manifest is taken from there; otherwise the files are read, once.
+        """
+        digests = [(file.name, self._digest(file)) for file in self.files]
+        if len(digests) == 1:
+            return digests[0][1]
+        lines = "".join(f"{name}:{digest}\n" for name, digest in digests)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def _digest(self, file: Path) -> str:
+        record = self.manifest.files.get(file.name) if self.manifest else None
+        return record.sha256 if record else file_sha256(file)
+
+
+class Members(Protocol):
+    """What averaging needs of a `MemberPool`."""
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """The k checkpoints, which fit together."""
+        ...
+
+    def load_tensor(self, index: int, name: str) -> Tensor:
+        """A tensor of member `index`, memory-mapped."""
+        ...
+
+
+def looks_like_member(path: Path) -> bool:
+    """Whether a folder has weights of any kind or a manifest, readable or not."""
+    names = (SINGLE, INDEX, MANIFEST, "adapter_model.safetensors")
+    return path.is_dir() and (
+        any((path / name).exists() for name in names)
+        or any(next(path.glob(pattern), None) for pattern in PICKLED)
+    )
+
+
+def step_of(path: Path) -> int | None:
+    """The training step of a checkpoint: of its `trainer_state.json`, else its name's end."""
+    state = path / "trainer_state.json"
+    if state.exists():
+        try:
+            step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            step = None
+        if isinstance(step, int):
+            return step
+    match = re.search(r"(\d+)$", path.name)
+    return int(match[1]) if match else None
+
+
+def _weight_files(path: Path) -> dict[Path, set[str] | None]:
+    """Weight file → the names to take from it, None for all."""
+    if (path / SINGLE).exists():
+        return {path / SINGLE: None}
+    if (path / INDEX).exists():
+        return _sharded(path)
+    if not path.is_dir():
+        raise MemberError(f"{path} is not a folder with a checkpoint.")
+    if (path / "adapter_model.safetensors").exists():
+        raise MemberError(
+            f"{path} holds a LoRA adapter, not a whole model.",
+            hint="Merge the adapter into its base model and save that as safetensors.",
+        )
+    if any(next(path.glob(pattern), None) for pattern in PICKLED):
+        raise MemberError(
+            f"{path} holds only pickled weights, and loading a pickle can run any code.",
+            hint="If you trust the file, convert it: "
+            "AutoModel….from_pretrained(folder).save_pretrained(folder).",
+        )
+    raise MemberError(f"{path} holds no weights: neither {SINGLE} nor {INDEX}.")
+
+
+def _sharded(path: Path) -> dict[Path, set[str] | None]:
+    weight_map = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _damaged(path / INDEX, "has no weight_map")
+    shards: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise _damaged(path / INDEX, f"points outside of its folder: {file!r}")
+        shards.setdefault(path / file, set()).add(name)
+    absent = sorted(file.name for file in shards if not file.exists())
+    if absent:
+        raise _damaged(path, f"lacks {len(absent)} of {len(shards)} shards ({absent[0]}, …)")
+    return dict(shards)
+
+
+def _check_sizes(path: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        file = path / name
+        size = file.stat().st_size if file.exists() else None
+        if size is None:
+            raise _damaged(path, f"lacks {name}, which {MANIFEST} lists")
+        if size != record.bytes:
+            raise _damaged(file, f"has {size:,} bytes; {MANIFEST} says it had {record.bytes:,}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "is not a JSON object")
+    return content
+
+
+def _damaged(path: Path, what: str) -> MemberError:
+    return MemberError(
+        f"{path} {what}.", hint="Remove this checkpoint from the list, or copy it again."
+    )
+
+
+def config_value(config: Mapping[str, Any], key: str) -> Any:
+    """A value of config.json, also where the text model has a section of its own."""
+    if key in config:
+        return config[key]
+    section = config.get("text_config")
+    return section.get(key) if isinstance(section, dict) else None

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data sets, which lie beside the project on some machines only."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared with the real data sets is not here")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    """No test depends on the random state that another one left behind."""
+    torch.manual_seed(0)
