@@ -1,0 +1,222 @@
+"""Sequence classification and regression: a label or a number for one or two texts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusetune.errors import DataError
+from fusetune.tasks import metrics as registry
+from fusetune.tasks.splitting import Part, Splitting
+from fusetune.tasks.task import SplitName, Task
+from fusetune.tasks.text import TextTask, unlabelled
+
+UNLABELLED = "-1"
+
+
+class SequenceClassification(TextTask):
+    """One of two or more labels per row; cross entropy.
+
+    Labels may be strings, integers, booleans or `datasets.ClassLabel`. Class ids follow the
+    names of a `ClassLabel`, else the labels that train has, sorted (numbers as numbers). A
+    label is known by its name alone: 1, "1" and 1.0 are one label.
+
+    A split in which every label is -1 (GLUE's test splits) or missing counts as unlabelled,
+    which is an error in a split that is used, unless -1 is one of the labels of train.
+
+    Args:
+        positive: The label that `f1` is about; the one with class id 1 by default.
+    """
+
+    kind = registry.CLASSIFICATION
+    pipeline_tag = "text-classification"
+
+    def __init__(
+        self,
+        name: str,
+        data: str | Mapping[str, str],
+        *,
+        text: Sequence[str],
+        label: str,
+        metrics: Sequence[str],
+        splitting: Splitting | None = None,
+        base: Path | None = None,
+        positive: str | int | bool | None = None,
+    ) -> None:
+        super().__init__(
+            name, data, text=text, label=label, metrics=metrics, splitting=splitting, base=base
+        )
+        self._positive = positive
+        self._names: tuple[str, ...] = ()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class id."""
+        _ = self.splits
+        return self._names
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of each example, `n`; logits are `n x c`."""
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id2label": dict(enumerate(self._names)),
+            "label2id": {name: i for i, name in enumerate(self._names)},
+            "problem_type": "single_label_classification",
+        }
+
+    def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, NDArray[Any]]:
+        named = {split: self._read_names(split, part) for split, part in parts.items()}
+        known = set(named["train"])
+        for split, names in named.items():
+            trivial = set(names) <= {None, UNLABELLED}
+            if trivial and not (UNLABELLED in known and len(known) > 1):
+                raise unlabelled(split, parts[split], self.label)
+            if None in names:
+                where = parts[split].where(names.index(None))
+                raise DataError(f"The label {self.label!r} is missing in {where}.")
+        self._names = _class_names(parts["train"].rows.features[self.label], named["train"])
+        self._check_names(parts, named)
+        self._use_positive()
+        ids = {name: i for i, name in enumerate(self._names)}
+        return {
+            split: np.array([ids[str(name)] for name in names], dtype=np.int64)
+            for split, names in named.items()
+        }
+
+    def _read_names(self, split: SplitName, part: Part) -> list[str | None]:
+        values = self._column(split, part, self.label)
+        feature = part.rows.features[self.label]
+        if isinstance(feature, datasets.ClassLabel):
+            return [
+                None if value is None else feature.names[value] if value >= 0 else UNLABELLED
+                for value in values
+            ]
+        return [_name(value, self.label, part, i) for i, value in enumerate(values)]
+
+    def _check_names(
+        self,
+        parts: Mapping[SplitName, Part],
+        named: Mapping[SplitName, Sequence[str | None]],
+    ) -> None:
+        train = Counter(named["train"])
+        if len(train) < 2:
+            raise DataError(
+                f"Classification needs two or more labels; {self.label!r} is "
+                f"{next(iter(train))!r} in all {len(named['train']):,} rows of train."
+            )
+        for split, names in named.items():
+            strange = Counter(name for name in names if name not in train)
+            if strange:
+                listed = ", ".join(
+                    f"{name!r} ({n:,} rows)" for name, n in strange.most_common(10)
+                )
+                first = next(i for i, name in enumerate(names) if name in strange)
+                raise DataError(
+                    f"The {split} split has labels that train lacks: {listed}, first in "
+                    f"{parts[split].where(first)}. Train has "
+                    f"{', '.join(map(repr, self._names[:20]))}."
+                )
+
+    def _use_positive(self) -> None:
+        """Settles what `f1` is about, now that the labels are known."""
+        if not any(metric.name == "f1" for metric in self.metrics):
+            return
+        if len(self._names) > 2:
+            raise DataError(
+                f"The metric f1 is for two labels; the data has {len(self._names)}.",
+                hint="Use macro_f1.",
+            )
+        name = self._names[1] if self._positive is None else _canonical(self._positive)
+        if name not in self._names:
+            raise DataError(
+                f"The positive label {self._positive!r} is not in the data, which has "
+                f"{', '.join(map(repr, self._names))}."
+            )
+        f1 = registry.f1(positive=self._names.index(name))
+        self.metrics = tuple(f1 if m.name == "f1" else m for m in self.metrics)
+
+
+class Regression(TextTask):
+    """One number per row; squared error."""
+
+    kind = registry.REGRESSION
+    pipeline_tag = "text-classification"
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error of each example, `n`; logits are `n x 1`."""
+        return (logits.squeeze(-1) - labels.float()) ** 2
+
+    def _head(self) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, NDArray[Any]]:
+        labels: dict[SplitName, NDArray[Any]] = {}
+        for split, part in parts.items():
+            values = self._column(split, part, self.label)
+            if all(value is None or value == -1 for value in values):
+                raise unlabelled(split, part, self.label)
+            labels[split] = np.array(
+                [_number(value, self.label, part, i) for i, value in enumerate(values)],
+                dtype=np.float64,
+            )
+        return labels
+
+
+def _class_names(feature: Any, names: Sequence[str | None]) -> tuple[str, ...]:
+    """The name of each class id: as a ClassLabel declares them, else sorted."""
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    distinct = {str(name) for name in names}
+    try:
+        return tuple(sorted(distinct, key=int))
+    except ValueError:
+        return tuple(sorted(distinct))
+
+
+def _canonical(value: str | int | float | bool) -> str:
+    """The name by which a label is known, whatever its type in the file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else str(int(value))
+
+
+def _name(value: Any, label: str, part: Part, row: int) -> str | None:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        raise DataError(
+            f"Labels are strings or whole numbers; {label!r} is {value} in {part.where(row)}.",
+            hint="For numbers to be predicted, set task.kind to regression.",
+        )
+    if not isinstance(value, str | int | float):
+        raise DataError(
+            f"Labels are strings or whole numbers; {label!r} is a {type(value).__name__} in "
+            f"{part.where(row)}."
+        )
+    return _canonical(value)
+
+
+def _number(value: Any, label: str, part: Part, row: int) -> float:
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    found = "missing" if value is None else repr(value)
+    raise DataError(
+        f"Labels of a regression are finite numbers; {label!r} is {found} in {part.where(row)}."
+    )
+
+
+KINDS: Mapping[str, Callable[..., Task]] = {
+    SequenceClassification.kind: SequenceClassification,
+    Regression.kind: Regression,
+}

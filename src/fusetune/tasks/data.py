@@ -1,0 +1,188 @@
+"""Rows of a data set: parquet, JSON lines, CSV or TSV files, or a hub id.
+
+Local files are read afresh each time, straight into memory: nothing is cached on disk, so
+a changed file can never give stale rows and a read-only home directory does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from fusetune.errors import DataError
+from fusetune.tasks.files import READERS, first_line, read_table
+from fusetune.tasks.task import SplitName
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+ALIASES: dict[str, SplitName] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+LAYOUT_HINT = (
+    "Give a folder with train, validation and test files (.parquet, .jsonl, .json, .csv or "
+    ".tsv), a mapping from split to file, or a hub id such as nyu-mll/glue:cola."
+)
+_FILE = re.compile(rf"({'|'.join(ALIASES)})(-\d.*)?")  # train.csv, train-00000-of-00002.parquet
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/:]+)?")
+
+
+def read(
+    data: str | Mapping[str, str], *, base: Path | None = None, text: Sequence[str] = ()
+) -> dict[SplitName, datasets.Dataset]:
+    """The rows of every split that is there, as they stand in the source.
+
+    Args:
+        data: A folder that holds `train`, `validation` (also `valid`, `val`, `dev`) and `test`
+            files, sharded (`train-00000-of-00002.parquet`) or not; a mapping from split to
+            file; or a hub id, `name` or `name:config`.
+        base: Folder that relative paths start from; the working directory by default.
+        text: Columns that stay text where the format itself does not say so (CSV, TSV: a
+            column that holds only numbers would be read as numbers).
+
+    Returns:
+        One data set per split, `train` among them, none of them empty.
+
+    Raises:
+        DataError: If a file or folder is missing, unreadable or empty, if there is no train
+            split, or if the hub cannot give the data set.
+    """
+    start = base or Path()
+    if not isinstance(data, str):
+        return _read_files(_mapped_files(data, start), text, "The mapping of data")
+    path = start / Path(data).expanduser()
+    if path.is_dir():
+        return _read_files(_folder_files(path), text, str(path))
+    if path.is_file():
+        raise DataError(
+            f"{path} is one file, and a data set needs a file for each split.",
+            hint=f"Write data: {{train: {data}, validation: …, test: …}}.",
+        )
+    if _looks_local(data, start):
+        raise DataError(f"The folder {path} does not exist.", hint=LAYOUT_HINT)
+    return _read_hub(data)
+
+
+def _looks_local(data: str, start: Path) -> bool:
+    """Whether a name that does not exist must have been meant as a path."""
+    first = Path(data).parts[0] if Path(data).parts else ""
+    return (
+        data.startswith((".", "/", "~"))
+        or not _HUB_ID.fullmatch(data)
+        or Path(data).suffix in READERS
+        or (start / first).exists()
+    )
+
+
+def _mapped_files(data: Mapping[str, str], start: Path) -> dict[SplitName, list[Path]]:
+    files: dict[SplitName, list[Path]] = {}
+    for name, file in data.items():
+        if name not in ALIASES:
+            raise DataError(f"A split is one of {', '.join(SPLITS)}; got {name!r}.")
+        path = start / Path(file).expanduser()
+        if not path.is_file():
+            raise DataError(f"The {name} file {path} does not exist.")
+        if ALIASES[name] in files:
+            raise DataError(f"{', '.join(data)} name the split {ALIASES[name]} twice.")
+        files[ALIASES[name]] = [path]
+    return files
+
+
+def _folder_files(folder: Path) -> dict[SplitName, list[Path]]:
+    """The files of each split, shards in the order of their names."""
+    files: dict[SplitName, list[Path]] = {}
+    unknown: dict[SplitName, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        found = _FILE.fullmatch(path.name.split(".", 1)[0])
+        if found is None:
+            continue
+        split = ALIASES[found[1]]
+        if path.suffix not in READERS:
+            unknown[split] = path
+            continue
+        others = files.setdefault(split, [])
+        if others and (found[2] is None or others[0].suffix != path.suffix):
+            raise DataError(
+                f"{folder} has more than one file for {split}: {others[0].name}, {path.name}.",
+                hint="Remove one, or name the files: data: {train: FILE, validation: FILE, …}.",
+            )
+        others.append(path)
+    for split, path in unknown.items():
+        files.setdefault(split, [path])  # a split that only has this file: reading it says why
+    return files
+
+
+def _read_files(
+    files: Mapping[SplitName, Sequence[Path]], text: Sequence[str], where: str
+) -> dict[SplitName, datasets.Dataset]:
+    if "train" not in files:
+        there = ", ".join(f"{s}: {p[0].name}" for s, p in files.items()) or "no split's file"
+        raise DataError(f"{where} has no train split ({there}).", hint=LAYOUT_HINT)
+    rows = {}
+    for split in SPLITS:
+        if split in files:
+            tables = [read_table(path, text) for path in files[split]]
+            rows[split] = _dataset(tables, split, files[split])
+    return rows
+
+
+def _dataset(
+    tables: Sequence[pa.Table], split: SplitName, files: Sequence[Path]
+) -> datasets.Dataset:
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The {len(files)} shards of {split} in {files[0].parent} do not have the same "
+            f"columns: {first_line(error)}."
+        ) from error
+    if table.num_rows == 0:
+        raise DataError(f"The {split} split is empty: {files[0]} has no rows.")
+    return datasets.Dataset(table)
+
+
+def _read_hub(data: str) -> dict[SplitName, datasets.Dataset]:
+    path, _, config = data.partition(":")
+    try:
+        loaded = _load_hub(path, config or None)
+    except (
+        Exception
+    ) as error:  # the library raises whatever the network, a file or a parser did
+        raise DataError(
+            f"{data!r} is no local folder, and the hub did not give it: {first_line(error)}.",
+            hint="Check the name (name or name:config), the network and HF_HUB_OFFLINE, or "
+            "give a folder with train, validation and test files.",
+        ) from error
+    rows: dict[SplitName, datasets.Dataset] = {}
+    for name, split in loaded.items():
+        if name in ALIASES:
+            rows.setdefault(ALIASES[name], split)
+    if "train" not in rows:
+        raise DataError(f"{data} has no train split; it has {', '.join(loaded)}.")
+    for name, split in rows.items():
+        if len(split) == 0:
+            raise DataError(f"The {name} split of {data} is empty.")
+    return rows
+
+
+def _load_hub(path: str, config: str | None) -> datasets.DatasetDict:
+    """From the library's cache or the hub; by a temporary folder if there can be no cache."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return datasets.load_dataset(path, config)
+    with tempfile.TemporaryDirectory(prefix="fusetune-data-") as folder:
+        return datasets.load_dataset(path, config, cache_dir=folder, keep_in_memory=True)

@@ -1,0 +1,130 @@
+"""What is learned: the protocol that every task follows. It knows nothing of fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from fusetune.objective import Objective
+
+SplitName = Literal["train", "validation", "test"]
+Batch = Mapping[str, Tensor]
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a model said about n examples, in the order of the split.
+
+    Attributes:
+        loss: `n`, float32; the model's own training loss of each example.
+        predictions: `n x c` float32; logits of c classes, or `n x 1` for regression.
+    """
+
+    loss: NDArray[np.float32]
+    predictions: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The rows of one split, read and checked, not yet tokenised.
+
+    Attributes:
+        texts: n tuples of one or more text fields.
+        labels: `n`; int64 class ids, or float64 targets for regression.
+        fingerprint: sha256 of texts and labels, for caches and for the report.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: NDArray[Any]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenised split; works as the map-style data set that `Trainer` expects.
+
+    Attributes:
+        features: n mappings of model inputs (lists of ints), "labels" included.
+        labels: `n`, as in `Split`.
+        fingerprint: As in `Split`, with the tokenizer's part mixed in.
+    """
+
+    features: tuple[Mapping[str, Any], ...]
+    labels: NDArray[Any]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.features[index]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`n`; the number of tokens of each example."""
+        return np.array([len(f["input_ids"]) for f in self.features], dtype=np.int64)
+
+
+class Task(Protocol):
+    """A data set, a kind of head, a loss and metrics."""
+
+    name: str
+    pipeline_tag: str  # the Hub's name of the kind, such as "text-classification"
+    objectives: tuple[Objective, ...]  # loss first, then metrics; [1] is the primary
+
+    @property
+    def splits(self) -> Mapping[SplitName, Split]:
+        """Train, validation and test rows; read once, then kept."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings about the data that the report repeats (leakage, dropped rows)."""
+        ...
+
+    def build(self, path: str, **options: Any) -> nn.Module:
+        """A pretrained model of this task's kind (head included) from `path`."""
+        ...
+
+    def encode(
+        self, split: SplitName, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    ) -> Encoded:
+        """The split as model inputs, tokenised once, cut at `max_length` tokens."""
+        ...
+
+    def collate(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
+        """A function that pads features into one batch of tensors."""
+        ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Loss and predictions of each example of a batch that is on the model's device."""
+        ...
+
+    def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
+        """Every objective by name over a whole split, natural sign."""
+        ...
+
+    def resample(
+        self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Every objective on B bootstrap samples, `B` values each.
+
+        Args:
+            outputs: Of the whole split, n examples.
+            labels: `n`.
+            counts: `B x n`; how often each example stands in each sample.
+        """
+        ...

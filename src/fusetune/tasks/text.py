@@ -1,0 +1,240 @@
+"""What tasks with one or two texts and one label per row have in common."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+
+from fusetune.errors import DataError, RecipeError
+from fusetune.objective import LOSS, Objective
+from fusetune.tasks import metrics as registry
+from fusetune.tasks.data import read
+from fusetune.tasks.encoding import fingerprint, mixed, tokenise
+from fusetune.tasks.splitting import LABELLED_TEST_HINT, Part, Splitting, shared_texts
+from fusetune.tasks.task import Batch, Collate, Encoded, Outputs, Split, SplitName
+
+PAD_TO = 8  # a multiple that tensor cores and vector units like
+UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
+
+
+class TextTask(ABC):
+    """One or two text columns in, one label per row; the head is `…ForSequenceClassification`.
+
+    A concrete task says how labels are read, what the head looks like and what its loss is.
+
+    Args:
+        name: In reports and results.
+        data: Folder, mapping from split to file, or hub id; see `fusetune.tasks.data.read`.
+        text: One or two columns that hold the texts.
+        label: The column that holds the label.
+        metrics: Names of metrics; the first is the primary one.
+        splitting: How validation and test are made; as they are by default.
+        base: Folder that relative paths in `data` start from.
+
+    Raises:
+        RecipeError: If a metric is unknown or not one of this kind, or the number of text
+            columns is not one or two. What is wrong with the data shows when it is read.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        name: str,
+        data: str | Mapping[str, str],
+        *,
+        text: Sequence[str],
+        label: str,
+        metrics: Sequence[str],
+        splitting: Splitting | None = None,
+        base: Path | None = None,
+    ) -> None:
+        if not 1 <= len(text) <= 2 or len(set(text)) != len(text):
+            raise RecipeError(f"text is one or two different columns; got {list(text)}.")
+        self.name = name
+        self.data = data
+        self.text = tuple(text)
+        self.label = label
+        self.metrics = _chosen(metrics, self.kind)
+        self.objectives = (LOSS, *(Objective(m.name, m.direction) for m in self.metrics))
+        self._splitting = splitting or Splitting()
+        self._base = base
+        self._truncated: dict[SplitName, str] = {}
+
+    @abstractmethod
+    def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, NDArray[Any]]:
+        """The labels of each split, `n` each; raises DataError if they do not fit."""
+
+    @abstractmethod
+    def _head(self) -> dict[str, Any]:
+        """Config values of the head; `splits` has been read."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of each example.
+
+        Args:
+            logits: `n x c`, float32.
+            labels: `n`.
+
+        Returns:
+            `n`, float32, differentiable; its mean is the loss that the model trains with.
+        """
+
+    @functools.cached_property
+    def splits(self) -> Mapping[SplitName, Split]:
+        """Train, validation and test rows; read once, then kept.
+
+        Raises:
+            DataError: If the data set cannot be read or does not fit the task.
+        """
+        rows = read(self.data, base=self._base, text=self.text)
+        parts = self._splitting.apply(rows)
+        texts = {name: self._read_texts(name, part) for name, part in parts.items()}
+        labels = self._read_labels(parts)
+        return {
+            name: Split(texts[name], labels[name], fingerprint(texts[name], labels[name]))
+            for name in parts
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings: texts shared between splits, and texts cut by `encode` so far."""
+        return (*self._shared, *self._truncated.values())
+
+    @functools.cached_property
+    def _shared(self) -> tuple[str, ...]:
+        return shared_texts({name: split.texts for name, split in self.splits.items()})
+
+    def build(self, path: str, **options: Any) -> nn.Module:
+        """The pretrained model at `path` with this task's head, labels in its config.
+
+        A new head is drawn from torch's global generator: seed it before. `options` go to
+        `from_pretrained`.
+        """
+        _ = self.splits
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            path, **self._head(), **options
+        )
+        return model
+
+    def encode(
+        self, split: SplitName, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    ) -> Encoded:
+        """The split as model inputs, cut at `max_length` or at the tokenizer's own limit.
+
+        The smaller of the two counts. How many texts were cut stands in `notes`.
+        """
+        rows = self.splits[split]
+        limit = min(max_length or UNLIMITED, tokenizer.model_max_length)
+        inputs, cut = tokenise(rows.texts, tokenizer, limit)
+        if cut:
+            self._truncated[split] = (
+                f"{cut:,} of {len(rows):,} {split} texts were cut to {limit} tokens."
+            )
+        else:
+            self._truncated.pop(split, None)
+        features = tuple(
+            {**feature, "labels": label}
+            for feature, label in zip(inputs, rows.labels.tolist(), strict=True)
+        )
+        return Encoded(features, rows.labels, mixed(rows.fingerprint, inputs))
+
+    def collate(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
+        """Pads to the longest of the batch, rounded up to a multiple of 8 where that fits."""
+        fits = tokenizer.model_max_length % PAD_TO == 0
+        return _Collator(
+            DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO if fits else None)
+        )
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Loss and float32 logits of each example; the labels are not shown to the model."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs).logits.float()
+        losses = self.losses(logits, batch["labels"])
+        return Outputs(losses.cpu().numpy(), logits.cpu().numpy())
+
+    def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
+        """Mean loss and every metric over a whole split."""
+        values = {LOSS.name: float(outputs.loss.mean(dtype=np.float64))}
+        for metric in self.metrics:
+            values[metric.name] = metric.value(outputs.predictions, labels)
+        return values
+
+    def resample(
+        self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Mean loss and every metric on B bootstrap samples, `counts` is `B x n`."""
+        counts = counts.astype(np.float64)
+        values = {LOSS.name: counts @ outputs.loss.astype(np.float64) / counts.sum(axis=1)}
+        for metric in self.metrics:
+            values[metric.name] = metric.resampled(outputs.predictions, labels, counts)
+        return values
+
+    def _column(self, split: SplitName, part: Part, name: str) -> list[Any]:
+        """The values of a column, as a list."""
+        if name not in part.rows.column_names:
+            raise DataError(
+                f"The {split} split has no column {name!r}; "
+                f"it has {', '.join(part.rows.column_names)}.",
+                hint="Set task.text and task.label to columns that are there.",
+            )
+        return list(part.rows[name][:])
+
+    def _read_texts(self, split: SplitName, part: Part) -> tuple[tuple[str, ...], ...]:
+        columns = [self._column(split, part, name) for name in self.text]
+        for name, values in zip(self.text, columns, strict=True):
+            for i, value in enumerate(values):
+                if not isinstance(value, str):
+                    found = "missing" if value is None else f"a {type(value).__name__}"
+                    raise DataError(
+                        f"Texts must be strings; {name!r} is {found} in {part.where(i)}."
+                    )
+        return tuple(zip(*columns, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Collator:
+    """The library's collator, with a plain dictionary for a result; can be pickled."""
+
+    pad: DataCollatorWithPadding
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        return dict(self.pad([dict(feature) for feature in features]))
+
+
+def unlabelled(split: SplitName, part: Part, label: str) -> DataError:
+    """What to say of a split whose labels are all -1 or missing."""
+    source = part.source
+    return DataError(
+        f"The {split} split has no labels: {label!r} is -1 or missing in all rows of {source}.",
+        hint=LABELLED_TEST_HINT if split == "test" else "",
+    )
+
+
+def _chosen(names: Sequence[str], kind: str) -> tuple[registry.Metric, ...]:
+    chosen = tuple(registry.find(name) for name in names)
+    if not chosen or len(set(names)) != len(names):
+        raise RecipeError(f"metrics must be one or more different names; got {list(names)}.")
+    for metric in chosen:
+        if kind not in metric.kinds:
+            fitting = ", ".join(m.name for m in registry.METRICS.values() if kind in m.kinds)
+            raise RecipeError(
+                f"The metric {metric.name} is not one of {kind}.", hint=f"Choose of {fitting}."
+            )
+    return chosen

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fusetune.errors import RecipeError
+from fusetune.tasks import metrics
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def logits(guesses: list[int], classes: int = 2) -> np.ndarray:
+    return np.eye(classes, dtype=np.float32)[guesses]
+
+
+def counts_of(rng: np.random.Generator, samples: int, n: int) -> np.ndarray:
+    return rng.multinomial(n, np.full(n, 1 / n), size=samples)
+
+
+def repeated(
+    metric: metrics.Metric, predictions: np.ndarray, labels: np.ndarray, counts: np.ndarray
+) -> list[float]:
+    rows = [np.repeat(np.arange(len(labels)), c) for c in counts]
+    return [metric.value(predictions[r], labels[r]) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    # 4 rows right of 6; class 1: 2 hits, 3 guessed, 3 true; (tp·tn − fp·fn) / √… = (4 − 1) / 9
+    [("accuracy", 4 / 6), ("f1", 2 / 3), ("macro_f1", 2 / 3), ("matthews_correlation", 3 / 9)],
+)
+def test_values_by_hand(name: str, expected: float) -> None:
+    value = metrics.find(name).value(logits([1, 1, 0, 0, 0, 1]), np.array([1, 1, 1, 0, 0, 0]))
+    assert value == pytest.approx(expected)
+
+
+def test_correlations_by_hand() -> None:
+    x = np.array([[1.0], [2.0], [3.0]], dtype=np.float32)
+    y = np.array([0.0, 0.0, 3.0])
+    assert metrics.find("pearson").value(x, y) == pytest.approx(np.sqrt(3) / 2)
+    assert metrics.find("spearman").value(np.exp(x), x[:, 0]) == pytest.approx(1.0)
+    assert metrics.find("spearman").value(x, y) == pytest.approx(np.sqrt(3) / 2)  # a tie
+
+
+def test_f1_of_another_class() -> None:
+    guesses, labels = logits([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    assert metrics.f1().value(guesses, labels) == pytest.approx(2 * 2 / (2 + 3))
+    assert metrics.f1(positive=0).value(guesses, labels) == pytest.approx(2 * 1 / (2 + 1))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("name", ["accuracy", "f1", "macro_f1", "matthews_correlation"])
+def test_classification_on_samples_equals_value_on_repeated_rows(
+    name: str, classes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    for n in (4, 60):  # four rows: many samples lack classes
+        predictions = rng.normal(size=(n, classes)).astype(np.float32)
+        labels = rng.integers(0, classes, n)
+        counts = counts_of(rng, 60, n)
+        metric = metrics.find(name)
+        np.testing.assert_allclose(
+            metric.resampled(predictions, labels, counts),
+            repeated(metric, predictions, labels, counts),
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize("n", [3, 50])
+@pytest.mark.parametrize("ties", [False, True])
+def test_correlations_on_samples_equal_value_on_repeated_rows(
+    name: str, n: int, ties: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    predictions = (100.0 + rng.normal(size=(n, 1))).astype(np.float32)
+    labels = predictions[:, 0].astype(np.float64) + rng.normal(size=n)
+    if ties:
+        predictions, labels = predictions.round(), labels.round()
+    counts = counts_of(rng, 80, n)  # of three rows: one sample in nine is a constant
+    metric = metrics.find(name)
+    np.testing.assert_allclose(
+        metric.resampled(predictions, labels, counts),
+        repeated(metric, predictions, labels, counts),
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews_correlation"])
+def test_a_class_that_is_never_predicted(name: str) -> None:
+    predictions, labels = logits([0, 0, 0]), np.array([0, 1, 0])
+    expected = {"f1": 0.0, "macro_f1": 0.4, "matthews_correlation": 0.0}[name]
+    metric = metrics.find(name)
+    assert metric.value(predictions, labels) == pytest.approx(expected)
+    assert metric.resampled(predictions, labels, np.ones((1, 3)))[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize("guess", [0.1, np.nan, np.inf])
+def test_a_correlation_with_what_says_nothing_is_zero(name: str, guess: float) -> None:
+    predictions, labels = np.full((5, 1), guess, np.float32), np.arange(5.0)
+    metric = metrics.find(name)
+    assert metric.value(predictions, labels) == 0.0
+    assert list(metric.resampled(predictions, labels, np.ones((2, 5)))) == [0.0, 0.0]
+    assert metric.value(labels[:, None], np.full(5, 0.1)) == 0.0
+
+
+def test_nearly_constant_predictions_give_no_warning() -> None:
+    predictions = 1.0 + 1e-16 * np.arange(9)[:, None]
+    assert np.isfinite(metrics.find("pearson").value(predictions, np.arange(9.0)))
+
+
+def test_only_the_known_names_are_found() -> None:
+    for name, metric in metrics.METRICS.items():
+        assert metrics.find(name) is metric
+        assert (metric.name, metric.direction) == (name, "maximize")
+    with pytest.raises(
+        RecipeError, match=r"no metric 'matthews'; known are accuracy, f1, .*mean m"
+    ):
+        metrics.find("matthews")
