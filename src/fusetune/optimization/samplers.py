@@ -1,0 +1,305 @@
+"""Optuna samplers for λ and for w: thin shells around pure functions.
+
+A sampler keeps no state. What it proposes follows from (seed, trial number) and from the
+trials of the study, and is stored with the trial in one record before the trial reads its
+parameters: a trial that was interrupted anywhere continues with what it had been given.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from botorch.exceptions.errors import BotorchError
+from numpy.typing import NDArray
+from optuna import Study, Trial
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.members.weights import FusionWeights
+from fusetune.objective import Objective, to_maximise
+from fusetune.optimization import fusion, hyperparameters, pareto, simplex
+from fusetune.optimization.acquisition import Name
+from fusetune.optimization.cube import Cube
+from fusetune.optimization.greedy import GreedySoup, Subset
+from fusetune.optimization.simplex import Points
+
+logger = logging.getLogger(__name__)
+
+SUGGESTION = "fusetune:suggestion"
+"""System attribute of a trial: the parameters that it was given."""
+
+ORIGIN = "origin"
+"""User attribute of a trial: member, uniform, greedy, sobol, model or random."""
+
+FALLBACK = "fallback"
+"""User attribute: why a random point was proposed in place of the model's."""
+
+SUGGEST_SECONDS = "suggest_seconds"
+"""User attribute: what the proposal took."""
+
+_NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeError
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Attributes:
+    params: Parameter name → value.
+    origin: Where it comes from; see `ORIGIN`.
+    fallback: Why the model could not be used; empty if it was, or was not due.
+    """
+
+    params: Mapping[str, Any]
+    origin: str
+    fallback: str = ""
+
+
+class RecordingSampler(BaseSampler):
+    """Proposes all parameters of a trial at once, and stores the proposal first.
+
+    Args:
+        space: Parameter name → distribution.
+        seed: Of the whole study.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
+        self.space = dict(space)
+        self.seed = seed
+
+    @abstractmethod
+    def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
+        """The parameters of trial `number`, given all other trials of the study."""
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The sampler's own space; Optuna sets parameters with a single value itself."""
+        return {name: d for name, d in self.space.items() if not d.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What was stored with the trial, or else a new proposal, stored at once."""
+        stored: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION)
+        if stored is not None:
+            return stored
+        # All trials of the study, whatever part of them a pruner would show.
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        others = [t for t in trials if t.number != trial.number]
+        started = time.perf_counter()
+        proposal = self.propose(trial.number, others)
+        seconds = time.perf_counter() - started
+        study._storage.set_trial_user_attr(trial._trial_id, SUGGEST_SECONDS, seconds)
+        if proposal.fallback:
+            logger.warning("trial %d: random point, %s", trial.number, proposal.fallback)
+            study._storage.set_trial_user_attr(trial._trial_id, FALLBACK, proposal.fallback)
+        study._storage.set_trial_user_attr(trial._trial_id, ORIGIN, proposal.origin)
+        params = dict(proposal.params)
+        study._storage.set_trial_system_attr(trial._trial_id, SUGGESTION, params)
+        return params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Never used: every parameter belongs to the sampler's space.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"{param_name}, {param_distribution}, is not in the sampler's space: {self.space}."
+        )
+
+
+class HyperparameterSampler(RecordingSampler):
+    """Proposes λ: scrambled Sobol starts, then BoTorch's GP with LogEI or UCB.
+
+    A pruned trial counts with the best of its intermediate values. A failed one counts as
+    bad as the worst seen, so that its neighbourhood is avoided.
+
+    Args:
+        space: Parameter name → distribution.
+        objective: What is optimised; its direction decides about signs.
+        seed: Of the whole study.
+        starts: Trials before the model takes over.
+        acquisition: "logei" (NeurIPS version of the method) or "ucb" (workshop version).
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        objective: Objective,
+        *,
+        seed: int,
+        starts: int = 3,
+        acquisition: Name = "logei",
+    ) -> None:
+        super().__init__(space, seed)
+        self.objective = objective
+        self.starts = starts
+        self.acquisition = acquisition
+        self._cube = Cube(space)
+
+    def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
+        """Trials up to `starts` take Sobol points, later ones what the model suggests."""
+        known = [t for t in trials if self._cube.space.keys() <= t.params.keys()]
+        finished = [t for t in known if t.state.is_finished()]
+        pending = [t for t in known if t.state == TrialState.RUNNING]
+        values = np.array([self._value(t) for t in finished], dtype=np.float64)
+        values[np.isnan(values)] = np.nanmin(values) if np.isfinite(values).any() else np.nan
+        X, waiting = self._encode(finished), self._encode(pending)
+        if number >= self.starts and np.isfinite(values).any():
+            try:
+                point = hyperparameters.suggest(
+                    self._cube,
+                    X,
+                    values,
+                    seed=(self.seed, number),
+                    name=self.acquisition,
+                    pending=waiting,
+                )
+                return Proposal(self._cube.decode(point), "model")
+            except _NUMERICAL as error:
+                fallback = f"{type(error).__name__}: {error}"
+        else:
+            fallback = ""
+        point = hyperparameters.start(
+            self._cube, number, seed=self.seed, taken=np.vstack([X, waiting])
+        )
+        return Proposal(self._cube.decode(point), "random" if fallback else "sobol", fallback)
+
+    def _value(self, trial: FrozenTrial) -> float:
+        """To be maximised; NaN if the trial has none."""
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            return self.objective.sign * trial.value
+        if trial.state == TrialState.PRUNED and trial.intermediate_values:
+            return max(self.objective.sign * v for v in trial.intermediate_values.values())
+        return math.nan
+
+    def _encode(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+        rows = [self._cube.encode(t.params) for t in trials]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), self._cube.dimension)
+
+
+class FusionSampler(RecordingSampler):
+    """Proposes w, parameters w0 … w(k−1) that sum to 1, in this order:
+
+    every single member; the uniform average; the averages that the greedy soup asks for, so
+    that the search knows what it has to surpass; then what `fusion.suggest` finds.
+
+    Args:
+        k: Number of members.
+        objectives: What is optimised; the first metric is the primary one.
+        seed: Of the whole study.
+        settings: How thoroughly to search.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        settings: fusion.Settings | None = None,
+    ) -> None:
+        super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
+        self.k = k
+        self.objectives = tuple(objectives)
+        self.settings = settings
+
+    def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
+        """The first starting point that no trial has taken, or else the model's point."""
+        known = [t for t in trials if self.space.keys() <= t.params.keys()]
+        done = [t for t in known if t.state == TrialState.COMPLETE]
+        pending = _weights([t for t in known if t.state == TrialState.RUNNING], self.k)
+        failed = _weights([t for t in known if t.state == TrialState.FAIL], self.k)
+        W = _weights(done, self.k)
+        Y = self._values(done)
+        taken = {simplex.subset_of(w) for w in np.vstack([W, pending, failed])}
+
+        start = next((s for s in self._starts() if s not in taken), None)
+        if start is None:
+            start = self._greedy(W, Y, failed)
+            if start is not None and start in taken:  # under evaluation at this moment
+                start = None
+        if start is not None:
+            origin = {1: "member", self.k: "uniform"}.get(len(start), "greedy")
+            return Proposal(_params(simplex.uniform_over(start, self.k)), origin)
+        return self._model(number, W, Y, pending, failed)
+
+    def _starts(self) -> list[Subset]:
+        everybody = frozenset(range(self.k))
+        return [*(frozenset({i}) for i in range(self.k)), everybody]
+
+    def _values(self, done: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+        names = [o.name for o in self.objectives]
+        return to_maximise(
+            [dict(zip(names, t.values, strict=True)) for t in done], self.objectives
+        )
+
+    def _greedy(self, W: Points, Y: NDArray[np.float64], failed: Points) -> Subset | None:
+        primary = pareto.primary_index(self.objectives)
+        history = {simplex.subset_of(w): -math.inf for w in failed}
+        history |= {simplex.subset_of(w): float(y[primary]) for w, y in zip(W, Y, strict=True)}
+        averages = {s: value for s, value in history.items() if s is not None}
+        members = [averages.get(frozenset({i}), -math.inf) for i in range(self.k)]
+        if not any(map(math.isfinite, members)):
+            return None
+        return GreedySoup(members).next_candidate(averages)
+
+    def _model(
+        self,
+        number: int,
+        W: Points,
+        Y: NDArray[np.float64],
+        pending: Points,
+        failed: Points,
+    ) -> Proposal:
+        seed = (self.seed, number)
+        fallback = ""
+        if len(W) >= 2:
+            try:
+                w = fusion.suggest(
+                    W, Y, seed=seed, pending=pending, avoid=failed, settings=self.settings
+                )
+                return Proposal(_params(w), "model")
+            except _NUMERICAL as error:
+                fallback = f"{type(error).__name__}: {error}"
+        w = simplex.dirichlet(1, self.k, 1.0, np.random.default_rng(seed))[0]
+        return Proposal(_params(simplex.without_negligible(w)), "random", fallback)
+
+
+def weight_names(k: int) -> list[str]:
+    """The parameter names of k fusion weights: w0, w1, …."""
+    return [f"w{i}" for i in range(k)]
+
+
+def ask_weights(trial: Trial, k: int) -> FusionWeights:
+    """The w that a running trial is to evaluate: the `define` of a fusion study."""
+    return FusionWeights(tuple(trial.suggest_float(name, 0.0, 1.0) for name in weight_names(k)))
+
+
+def weights_of(trial: FrozenTrial) -> FusionWeights:
+    """The w of a trial of a fusion study."""
+    return FusionWeights(tuple(trial.params[name] for name in weight_names(len(trial.params))))
+
+
+def _params(w: Points) -> dict[str, float]:
+    return dict(zip(weight_names(len(w)), w.tolist(), strict=True))
+
+
+def _weights(trials: Sequence[FrozenTrial], k: int) -> Points:
+    names = weight_names(k)
+    rows = [[t.params[name] for name in names] for t in trials]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), k)

@@ -1,0 +1,84 @@
+"""Where trials are kept: a journal file or a database."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+
+from fusetune.errors import RunError, StageError
+from fusetune.optimization.journal import open_journal
+
+
+def open_storage(location: str | PathLike[str]) -> BaseStorage:
+    """Open or create the storage of trials.
+
+    Args:
+        location: A database URL (`sqlite:///…`, `postgresql://…`), or the path of a journal
+            file, which must have no other user at the time; see `journal`.
+
+    Raises:
+        RunError: If it cannot be opened.
+    """
+    url = str(location)
+    if "://" not in url:
+        return open_journal(Path(location))
+    try:
+        with quiet():
+            return RDBStorage(url)
+    except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
+        raise RunError(
+            f"The storage {_without_password(url)} cannot be opened: {_first_line(error)}.",
+            hint="Check the URL, that its driver is installed and that the server answers.",
+        ) from error
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Failures of the storage in words."""
+    try:
+        yield
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise disk_full(error) from error
+        raise StageError(
+            f"The storage of trials cannot be written to: {_first_line(error)}.",
+            hint="Finished trials are kept; run again once it can.",
+        ) from error
+
+
+def disk_full(error: OSError) -> StageError:
+    """What to tell the user when a write found no space left."""
+    where = f" ({error.filename})" if error.filename else ""
+    return StageError(
+        f"The disk is full{where}.", hint="Free some space and run again: trials are kept."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna without its messages and without warnings about young functions."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
+
+
+def _without_password(url: str) -> str:
+    head, at, host = url.rpartition("@")
+    scheme, colon, _ = head.rpartition(":") if head.count(":") > 1 else (head, "", "")
+    return f"{scheme}{colon}…@{host}" if at else url

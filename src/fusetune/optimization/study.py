@@ -1,0 +1,297 @@
+"""One loop for both searches: ask, evaluate, tell, over an Optuna study.
+
+    define(trial) → params        here, in the driver; reads the trial's parameters
+    evaluate(params, number, report) → Finished | Pruned        wherever the executor runs it
+    tell                          here: the driver alone writes to the storage
+
+The states of a trial are Optuna's: RUNNING until it is told, then COMPLETE, PRUNED or FAIL. One
+that a dead process has left RUNNING is taken up again under the same number.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import optuna
+from optuna import Study, Trial, TrialPruned
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.errors import FusetuneError, RunError, StageError
+from fusetune.executors.executor import Executor, Outcome
+from fusetune.executors.serial import SerialExecutor
+from fusetune.objective import Objective
+from fusetune.optimization.storage import disk_full, open_storage, quiet, storing
+
+__all__ = ["Finished", "Loop", "Pruned", "Report", "open_storage"]
+
+logger = logging.getLogger(__name__)
+
+P = TypeVar("P")
+
+REASON = "reason"
+"""User attribute of a failed trial: the error's type and message."""
+
+HOPELESS = 5
+"""So many trials that all failed, and none that did not, end a search."""
+
+Report = Callable[[int, float], bool]
+"""`report(step, value)`: hand in an intermediate value; whether to stop the trial now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a completed evaluation says.
+
+    Attributes:
+        values: At least the study's objectives by name, natural sign.
+        attributes: Whatever else is to be kept with the trial; JSON types.
+    """
+
+    values: Mapping[str, float]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What an evaluation says that stopped because `report` had told it to.
+
+    Attributes:
+        attributes: Whatever is to be kept with the trial; JSON types.
+    """
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+Evaluate = Callable[[P, int, Report], Finished | Pruned]
+
+
+class Loop:
+    """Runs studies in one storage, through one executor.
+
+    Args:
+        storage: Where trials are kept.
+        executor: Where evaluations run; used by one loop at a time.
+        on_trial: Called with the study and each trial that has just been told. A process
+            killed in between does not call it again: what matters belongs into
+            the trial.
+        prefix: Put before the name of each study, for a storage shared with other runs.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        executor: Executor,
+        *,
+        on_trial: Callable[[Study, FrozenTrial], None] | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.prefix = prefix
+        self.storage = storage
+        self.executor = executor
+        self.on_trial = on_trial
+
+    @classmethod
+    def in_memory(cls) -> Loop:
+        """A loop that keeps nothing: for the library, for tests and inside of trials."""
+        return cls(InMemoryStorage(), SerialExecutor())
+
+    def run(
+        self,
+        name: str,
+        sampler: BaseSampler,
+        define: Callable[[Trial], P],
+        evaluate: Evaluate[P],
+        *,
+        trials: int,
+        objectives: Sequence[Objective],
+        pruner: BasePruner | None = None,
+    ) -> Study:
+        """Bring study `name` to `trials` finished trials; one that has them is left as it is.
+
+        A trial fails, with its reason, if `evaluate` raises or returns a value that is not
+        finite. Errors that no other trial would escape end the loop: a full disk, and
+        every `FusetuneError` but a `StageError`. Their trials stay RUNNING and are resumed.
+
+        Args:
+            name: Of the study, created if the storage has none.
+            sampler: Proposes parameters; its proposals must follow from its seed, the
+                trial's number and the study's other trials.
+            define: Reads a trial's parameters, `trial.suggest_…`, in the driver.
+            evaluate: Called with those parameters, the trial's number and `report`.
+            trials: How many, failed and pruned ones included.
+            objectives: In the order of the study's values.
+            pruner: Decides in `report`; None never stops a trial. Studies with several
+                objectives have no intermediate values: there `report` does nothing.
+
+        Raises:
+            RunError: If the study was made for other objectives.
+            StageError: If all trials fail, or the storage cannot be written to.
+        """
+        with storing():
+            study = self._open(name, sampler, objectives, pruner)
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            waiting = deque(Trial(study, t._trial_id) for t in running)
+            finished = _count_finished(study)
+        active: dict[int, Trial] = {}
+        while active or waiting or finished < trials:
+            while len(active) < max(1, self.executor.capacity) and (
+                waiting or finished + len(active) < trials
+            ):
+                with storing():
+                    trial = waiting.popleft() if waiting else study.ask()
+                    params = define(trial)
+                active[trial.number] = trial
+                report = functools.partial(_report, trial, _last_step(trial))
+                job = functools.partial(evaluate, params, trial.number, report)
+                self.executor.submit(trial.number, job)
+            outcome = self.executor.next_done()
+            trial = active.pop(outcome.number)
+            with storing():
+                told = _tell(study, trial, outcome, objectives)
+            finished += 1
+            if self.on_trial is not None:
+                self.on_trial(study, told)
+            if told.state == TrialState.FAIL and finished >= HOPELESS:
+                _require_success(study)
+        _require_success(study)
+        return study
+
+    def find(self, name: str) -> Study | None:
+        """Study `name` for reading, or None if the storage has none."""
+        with quiet():
+            try:
+                return optuna.load_study(study_name=self.prefix + name, storage=self.storage)
+            except KeyError:
+                return None
+
+    def delete(self, name: str) -> None:
+        """Forget study `name`, if there is one, so that it starts anew."""
+        with storing():
+            if self.find(name) is not None:
+                optuna.delete_study(study_name=self.prefix + name, storage=self.storage)
+
+    def _open(
+        self,
+        name: str,
+        sampler: BaseSampler,
+        objectives: Sequence[Objective],
+        pruner: BasePruner | None,
+    ) -> Study:
+        name = self.prefix + name
+        wanted = [(o.name, o.direction) for o in objectives]
+        pruner = pruner or NopPruner()
+        with quiet():
+            try:
+                study = optuna.load_study(
+                    study_name=name, storage=self.storage, sampler=sampler, pruner=pruner
+                )
+            except KeyError:
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=self.storage,
+                    sampler=sampler,
+                    pruner=pruner,
+                    directions=[direction for _, direction in wanted],
+                )
+            directions = [d.name.lower() for d in study.directions]
+            names = study.metric_names or [n for n, _ in wanted]  # created, then killed
+            if list(zip(names, directions, strict=True)) != wanted:
+                raise RunError(
+                    f"Study {name!r} optimises {_listed(zip(names, directions, strict=True))}; "
+                    f"asked for was {_listed(wanted)}.",
+                    hint="Start the stage anew with --force, or use another folder.",
+                )
+            if study.metric_names is None:
+                study.set_metric_names(names)
+        return study
+
+
+def _report(trial: Trial, resumed_from: int, step: int, value: float) -> bool:
+    """Store an intermediate value and ask the pruner, in the driver's process.
+
+    The serial executor calls this directly; one that evaluates elsewhere relays it. A value
+    that is not finite is left out: what it means is for the evaluation to say. In a
+    resumed trial, every step before the last one reported had been let through.
+    """
+    if len(trial.study.directions) > 1 or not math.isfinite(value) or step < resumed_from:
+        return False
+    with quiet():
+        if step != resumed_from:
+            trial.report(value, step)
+        return trial.should_prune()
+
+
+def _last_step(trial: Trial) -> int:
+    return max(trial._cached_frozen_trial.intermediate_values, default=-1)
+
+
+def _tell(
+    study: Study, trial: Trial, outcome: Outcome, objectives: Sequence[Objective]
+) -> FrozenTrial:
+    state, values, attributes = _verdict(outcome, objectives)
+    if state == TrialState.FAIL:
+        logger.warning("trial %d failed: %s", trial.number, attributes[REASON])
+        logger.debug("trial %d", trial.number, exc_info=outcome.error)
+    for key, value in attributes.items():
+        trial.set_user_attr(key, value)
+    with quiet():
+        return study.tell(trial, values, state)
+
+
+def _verdict(
+    outcome: Outcome, objectives: Sequence[Objective]
+) -> tuple[TrialState, list[float] | None, Mapping[str, Any]]:
+    """State, values and attributes of a trial; raises what should end the loop."""
+    error, result = outcome.error, outcome.value
+    if isinstance(error, TrialPruned):
+        return TrialState.PRUNED, None, {}
+    if error is not None:
+        if isinstance(error, FusetuneError) and not isinstance(error, StageError):
+            raise error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise disk_full(error)
+        return TrialState.FAIL, None, {REASON: f"{type(error).__name__}: {error}"[:1000]}
+    if isinstance(result, Pruned):
+        return TrialState.PRUNED, None, result.attributes
+    if not isinstance(result, Finished):
+        raise TypeError(f"An evaluation must return Finished or Pruned; got {result!r}.")
+    values = [float(result.values[o.name]) for o in objectives]
+    bad = [
+        f"{o.name} is {v}"
+        for o, v in zip(objectives, values, strict=True)
+        if not math.isfinite(v)
+    ]
+    if bad:
+        return TrialState.FAIL, None, {**result.attributes, REASON: ", ".join(bad)}
+    return TrialState.COMPLETE, values, result.attributes
+
+
+def _count_finished(study: Study) -> int:
+    return sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+
+
+def _require_success(study: Study) -> None:
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    if not trials or any(t.state != TrialState.FAIL for t in trials):
+        return
+    reasons = Counter(t.user_attrs.get(REASON, "unknown") for t in trials)
+    reason, count = reasons.most_common(1)[0]
+    raise StageError(
+        f"All {len(trials)} trials of study {study.study_name!r} failed, {count} of them with: "
+        f"{reason}.",
+        hint="Put that right, then run the stage again with --force.",
+    )
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} ({direction})" for name, direction in pairs)

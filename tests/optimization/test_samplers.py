@@ -1,0 +1,313 @@
+import math
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+
+from fusetune.executors.serial import SerialExecutor
+from fusetune.objective import LOSS, Objective, to_maximise
+from fusetune.optimization import fusion, hyperparameters, pareto, simplex
+from fusetune.optimization.fusion import Settings
+from fusetune.optimization.greedy import GreedySoup
+from fusetune.optimization.samplers import (
+    SUGGEST_SECONDS,
+    FusionSampler,
+    HyperparameterSampler,
+    ask_weights,
+    weights_of,
+)
+from fusetune.optimization.study import Finished, Loop, open_storage
+
+F1 = Objective("f1", "maximize")
+QUICK = Settings(candidates=192, samples=16, starts=3, steps=6)
+
+# --- w ---------------------------------------------------------------------------------
+
+K = 6
+A, B = simplex.dirichlet(2, K, 0.7, np.random.default_rng(3))
+
+
+def losses(w):
+    """Two smooth objectives in conflict, with some ruggedness in the metric."""
+    return {
+        "loss": float(((w - A) ** 2).sum()),
+        "f1": float(1.0 - ((w - B) ** 2).sum() + 0.01 * np.sin(40.0 * w).sum()),
+    }
+
+
+def evaluate_weights(weights, number, report):
+    return Finished(losses(np.array(weights.values)))
+
+
+def fuse(loop, seed=0, trials=20, evaluate=evaluate_weights):
+    return loop.run(
+        "fuse",
+        FusionSampler(K, [LOSS, F1], seed=seed, settings=QUICK),
+        lambda trial: ask_weights(trial, K),
+        evaluate,
+        trials=trials,
+        objectives=[LOSS, F1],
+    )
+
+
+def origins(study):
+    return [t.user_attrs["origin"] for t in study.trials]
+
+
+def test_members_first_then_their_average_then_the_greedy_soup_then_the_model():
+    study = fuse(Loop.in_memory())
+    W = np.array([weights_of(t).values for t in study.trials])
+    np.testing.assert_array_equal(W[:K], np.eye(K))
+    assert (W[K] == 1 / K).all()
+    greedy = [i for i, origin in enumerate(origins(study)) if origin == "greedy"]
+    assert greedy == list(range(K + 1, K + 1 + len(greedy)))
+    assert origins(study)[K + 1 + len(greedy) :] == ["model"] * (20 - K - 1 - len(greedy))
+
+    f1 = {simplex.subset_of(w): losses(w)["f1"] for w in W[: K + 1 + len(greedy)]}
+    soup = GreedySoup([f1[frozenset({i})] for i in range(K)])
+    assert soup.next_candidate(f1) is None  # every step of it has been evaluated
+    assert max(t.values[1] for t in study.trials) >= f1[soup.result(f1)]
+
+    for i in range(1, len(W)):  # and no point twice
+        assert simplex.distance_to_nearest(W[i : i + 1], W[:i])[0] > 1e-3
+
+
+def test_better_than_random_search_on_every_seed():
+    members = to_maximise([losses(w) for w in np.eye(K)], [LOSS, F1])
+    reference, _ = pareto.reference_point(members)
+    gains = []
+    for seed in range(3):
+        study = fuse(Loop.in_memory(), seed=seed, trials=20)
+        ours = to_maximise([{"loss": t.values[0], "f1": t.values[1]} for t in study.trials],
+                           [LOSS, F1])  # fmt: skip
+        drawn = simplex.dirichlet(20 - K - 1, K, 1.0, np.random.default_rng(seed))
+        drawn = np.vstack([np.eye(K), np.full(K, 1 / K), drawn])
+        random = to_maximise([losses(w) for w in drawn], [LOSS, F1])
+        gains.append(
+            pareto.hypervolume(ours, reference) - pareto.hypervolume(random, reference)
+        )
+    assert min(gains) > 0, gains
+
+
+def without_seconds(study):
+    """All that two runs of one study have in common."""
+    return [
+        (t.params, t.values, {k: v for k, v in t.user_attrs.items() if k != SUGGEST_SECONDS})
+        for t in study.trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_fusion():
+    return without_seconds(fuse(Loop.in_memory(), trials=16))
+
+
+@pytest.mark.parametrize("number", [3, K + 2, 14])
+def test_fusion_resumed_is_as_if_undisturbed(tmp_path, number, undisturbed_fusion):
+    def interrupted(weights, trial, report):
+        if trial == number:
+            raise KeyboardInterrupt
+        return evaluate_weights(weights, trial, report)
+
+    with pytest.raises(KeyboardInterrupt):
+        fuse(Loop(open_storage(tmp_path / "j"), SerialExecutor()), 0, 16, interrupted)
+    resumed = fuse(Loop(open_storage(tmp_path / "j"), SerialExecutor()), trials=16)
+    assert without_seconds(resumed) == undisturbed_fusion
+
+
+def test_failed_members_are_passed_over():
+    def fails(weights, number, report):
+        if weights.values[1] > 0.0:
+            raise RuntimeError("member 1 is broken")
+        return evaluate_weights(weights, number, report)
+
+    study = fuse(Loop.in_memory(), evaluate=fails, trials=16)
+    assert study.trials[1].state == TrialState.FAIL
+    assert "model" in origins(study)
+    greedy = [t for t in study.trials if t.user_attrs["origin"] == "greedy"]
+    assert all(t.params["w1"] == 0.0 for t in greedy)
+
+
+def test_a_surrogate_that_fails_gives_a_random_point_and_says_so(monkeypatch, caplog):
+    def singular(*args, **kwargs):
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(fusion, "suggest", singular)
+    trial = fuse(Loop.in_memory(), trials=20).trials[-1]
+    assert trial.user_attrs["origin"] == "random"
+    assert "not positive definite" in trial.user_attrs["fallback"]
+    assert "trial 19: random point" in caplog.text
+    assert math.fsum(weights_of(trial).values) == pytest.approx(1.0)
+
+
+def test_trials_under_evaluation_are_taken_into_account():
+    sampler = FusionSampler(3, [LOSS], seed=0, settings=QUICK)
+    floats = FloatDistribution(0.0, 1.0)
+
+    def trial(w, value):
+        state = TrialState.RUNNING if value is None else TrialState.COMPLETE
+        params = {f"w{i}": float(v) for i, v in enumerate(w)}
+        distributions = dict.fromkeys(params, floats)
+        return create_trial(
+            state=state, value=value, params=params, distributions=distributions
+        )
+
+    members = [trial(w, loss) for w, loss in zip(np.eye(3), (0.3, 0.2, 0.4), strict=True)]
+    uniform = trial(np.full(3, 1 / 3), 0.25)
+    asked = trial([0.5, 0.5, 0.0], None)  # what the greedy soup wants to know next
+    assert sampler.propose(3, members).params == trial(np.full(3, 1 / 3), 0.0).params
+    assert sampler.propose(4, [*members, uniform]).params == asked.params
+    proposal = sampler.propose(5, [*members, uniform, asked])
+    assert proposal.origin == "model"
+    assert proposal.params != asked.params
+
+
+# --- λ ---------------------------------------------------------------------------------
+
+SPACE = {
+    "learning_rate": FloatDistribution(1e-6, 1e-3, log=True),
+    "weight_decay": FloatDistribution(0.0, 0.1),
+    "batch": CategoricalDistribution([8, 16, 32]),
+    "layers": IntDistribution(1, 6),
+}
+ACCURACY = Objective("accuracy", "maximize")
+
+
+def define(trial):
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-3, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 0.0, 0.1),
+        "batch": trial.suggest_categorical("batch", [8, 16, 32]),
+        "layers": trial.suggest_int("layers", 1, 6),
+    }
+
+
+def accuracy(params):
+    return (
+        1.0
+        - 0.15 * (math.log10(params["learning_rate"]) + 4.3) ** 2
+        - 20.0 * (params["weight_decay"] - 0.03) ** 2
+        - {8: 0.1, 16: 0.0, 32: 0.05}[params["batch"]]
+        - 0.02 * (params["layers"] - 4) ** 2
+    )
+
+
+def evaluate_params(params, number, report):
+    return Finished({"accuracy": accuracy(params)})
+
+
+def search(loop, sampler, trials=11, evaluate=evaluate_params):
+    return loop.run("search", sampler, define, evaluate, trials=trials, objectives=[ACCURACY])
+
+
+@pytest.mark.parametrize("acquisition", ["logei", "ucb"])
+def test_hyperparameter_search_is_better_than_random_search(acquisition):
+    ours, random = [], []
+    for seed in range(3):
+        sampler = HyperparameterSampler(
+            SPACE, ACCURACY, seed=seed, starts=4, acquisition=acquisition
+        )
+        ours.append(search(Loop.in_memory(), sampler).best_value)
+        # The mean of the best of 11 draws, over many repeats, is what random search gives.
+        rng = np.random.default_rng(seed)
+        for _ in range(100):
+            draws = [
+                {
+                    "learning_rate": 10 ** rng.uniform(-6, -3),
+                    "weight_decay": rng.uniform(0, 0.1),
+                    "batch": int(rng.choice([8, 16, 32])),
+                    "layers": int(rng.integers(1, 7)),
+                }
+                for _ in range(11)
+            ]
+            random.append(max(map(accuracy, draws)))
+    assert np.mean(ours) > np.mean(random), (ours, np.mean(random))
+
+
+def test_starts_follow_the_sobol_sequence_and_cover_the_space():
+    sampler = HyperparameterSampler(SPACE, ACCURACY, seed=0, starts=8)
+    study = search(Loop.in_memory(), sampler, trials=8)
+    assert [t.user_attrs["origin"] for t in study.trials] == ["sobol"] * 8
+    logs = [math.log10(t.params["learning_rate"]) for t in study.trials]
+    # A scrambled Sobol sequence puts one of its first 8 points into each eighth.
+    assert sorted(int((x + 6) / 3 * 8) for x in logs) == list(range(8))
+
+
+def test_search_resumed_is_as_if_undisturbed(tmp_path):
+    def interrupted(params, number, report):
+        if number in (2, 5):
+            raise KeyboardInterrupt
+        return evaluate_params(params, number, report)
+
+    def sampler():
+        return HyperparameterSampler(SPACE, ACCURACY, seed=1, starts=4)
+
+    expected = without_seconds(search(Loop.in_memory(), sampler(), trials=7))
+    with pytest.raises(KeyboardInterrupt):
+        search(Loop(open_storage(tmp_path / "j"), SerialExecutor()), sampler(), 7, interrupted)
+    resumed = search(Loop(open_storage(tmp_path / "j"), SerialExecutor()), sampler(), trials=7)
+    assert without_seconds(resumed) == expected
+
+
+def test_failed_trials_count_as_the_worst_and_pruned_ones_with_their_best_step():
+    sampler = HyperparameterSampler({"x": FloatDistribution(0, 1)}, LOSS, seed=0)
+    seen = {}
+
+    def spy(cube, X, y, **options):
+        seen.update(zip(X[:, 0], y, strict=True))
+        return np.array([0.5])
+
+    def trial(x, state, **more):
+        return create_trial(state=state, params={"x": x}, distributions=sampler.space, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hyperparameters, "suggest", spy)
+        sampler.propose(5, [
+            trial(0.1, TrialState.COMPLETE, value=0.4),
+            trial(0.2, TrialState.COMPLETE, value=0.9),
+            trial(0.3, TrialState.FAIL),
+            trial(0.4, TrialState.PRUNED, intermediate_values={0: 0.8, 1: 0.5, 2: 0.6}),
+        ])  # fmt: skip
+    assert seen == {0.1: -0.4, 0.2: -0.9, 0.3: -0.9, 0.4: -0.5}
+
+
+def test_no_duplicate_until_a_discrete_space_is_exhausted():
+    space = {"a": CategoricalDistribution(["x", "y"]), "b": IntDistribution(1, 3)}
+    study = Loop.in_memory().run(
+        "search",
+        HyperparameterSampler(space, LOSS, seed=0, starts=2),
+        lambda t: (t.suggest_categorical("a", ["x", "y"]), t.suggest_int("b", 1, 3)),
+        lambda params, number, report: Finished({"loss": params[1] + (params[0] == "x")}),
+        trials=8,
+        objectives=[LOSS],
+    )
+    tried = [tuple(t.params.values()) for t in study.trials]
+    assert len(set(tried[:6])) == 6
+    assert len(tried) == 8
+
+
+def test_a_parameter_outside_of_the_space_is_a_mistake_of_the_caller():
+    sampler = HyperparameterSampler({"x": FloatDistribution(0, 1)}, LOSS, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    with pytest.raises(ValueError, match=r"dropout.*is not in the sampler's space"):
+        study.ask().suggest_float("dropout", 0.0, 0.5)
+
+
+def test_a_space_of_single_values_needs_no_sampler():
+    space = {"epochs": IntDistribution(3, 3)}
+    study = Loop.in_memory().run(
+        "search",
+        HyperparameterSampler(space, LOSS, seed=0),
+        lambda t: t.suggest_int("epochs", 3, 3),
+        lambda epochs, number, report: Finished({"loss": float(epochs)}),
+        trials=2,
+        objectives=[LOSS],
+    )
+    assert [t.params for t in study.trials] == [{"epochs": 3}] * 2

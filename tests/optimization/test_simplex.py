@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.optimize import minimize
+
+from fusetune.optimization import simplex
+
+vectors = hnp.arrays(
+    np.float64, st.integers(1, 8), elements=st.floats(-5, 5, allow_subnormal=False)
+)
+
+
+def on_simplex(points):
+    return (points >= 0).all() and np.allclose(points.sum(axis=-1), 1.0, rtol=0, atol=1e-12)
+
+
+@given(vectors)
+def test_projection_lies_on_the_simplex_and_is_idempotent(v):
+    w = simplex.project(v)
+    assert on_simplex(w)
+    np.testing.assert_allclose(simplex.project(w), w, atol=1e-12)
+
+
+@given(vectors, st.integers(0, 2**31))
+def test_projection_is_the_nearest_point(v, seed):
+    # The angle to every other point of the simplex is obtuse: <v − w, u − w> ≤ 0.
+    w = simplex.project(v)
+    others = simplex.dirichlet(20, len(v), 0.5, np.random.default_rng(seed))
+    others = np.vstack([others, simplex.one_hot(len(v))])
+    assert ((others - w) @ (v - w)).max() <= 1e-9
+
+
+def test_projection_agrees_with_a_general_solver():
+    v = np.array([0.9, 0.6, -0.3, 0.1])
+    solution = minimize(
+        lambda w: ((w - v) ** 2).sum(),
+        np.full(4, 0.25),
+        bounds=[(0, 1)] * 4,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-14},
+    )
+    np.testing.assert_allclose(simplex.project(v), [0.65, 0.35, 0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(simplex.project(v), solution.x, atol=1e-6)
+
+
+def test_projection_takes_rows():
+    rows = np.array([[2.0, 0.0], [0.2, 0.2]])
+    np.testing.assert_allclose(simplex.project(rows), [[1.0, 0.0], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_every_generator_stays_on_the_simplex(k):
+    rng = np.random.default_rng(0)
+    base = np.vstack([simplex.one_hot(k), np.full(k, 1 / k)])
+    for points in (
+        simplex.dirichlet(50, k, 0.3, rng),
+        simplex.faces(50, k, rng),
+        simplex.mixtures(base, 50, rng),
+        simplex.around(base, 50, rng),
+        simplex.reductions(base, 50, rng),
+    ):
+        assert points.shape == (50, k)
+        assert on_simplex(points)
+
+
+def test_faces_leave_members_out_but_never_all_but_one():
+    points = simplex.faces(500, 6, np.random.default_rng(0))
+    assert set((points > 0).sum(axis=1)) == {2, 3, 4, 5, 6}
+
+
+def test_the_same_seed_gives_the_same_points():
+    a = simplex.faces(5, 4, np.random.default_rng(3))
+    assert (a == simplex.faces(5, 4, np.random.default_rng(3))).all()
+    assert (a != simplex.faces(5, 4, np.random.default_rng(4))).any()
+
+
+def test_subset_of_recognises_plain_averages_only():
+    assert simplex.subset_of(np.array([0.0, 1.0, 0.0])) == {1}
+    assert simplex.subset_of(np.array([0.5, 0.0, 0.5])) == {0, 2}
+    assert simplex.subset_of(simplex.uniform_over(frozenset({0, 1, 2}), 3)) == {0, 1, 2}
+    assert simplex.subset_of(np.array([0.6, 0.4, 0.0])) is None
+
+
+def test_negligible_weights_are_dropped():
+    w = simplex.without_negligible(np.array([0.5, 0.49995, 0.00005]))
+    assert w[2] == 0.0
+    assert w.sum() == pytest.approx(1.0, abs=1e-15)
+    assert (simplex.without_negligible(np.full(20_000, 1 / 20_000)) > 0).all()
+
+
+def test_distance_is_in_l1_and_infinite_from_nothing():
+    points = np.array([[1.0, 0.0], [0.5, 0.5]])
+    np.testing.assert_allclose(
+        simplex.distance_to_nearest(points, np.array([[0.5, 0.5], [0.0, 1.0]])), [1.0, 0.0]
+    )
+    assert np.isinf(simplex.distance_to_nearest(points, np.empty((0, 2)))).all()
