@@ -1,0 +1,22 @@
+"""The value of one w: f(w), what each example contributed, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusetune.tasks.task import Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Attributes:
+    values: Objective name → value over the whole split, natural sign.
+    outputs: Per-example outcomes, for intervals and pairing; None when the
+        evaluation is a user's own function.
+    seconds: Wall time of averaging and evaluating.
+    """
+
+    values: Mapping[str, float]
+    outputs: Outputs | None
+    seconds: float

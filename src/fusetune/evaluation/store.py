@@ -1,0 +1,77 @@
+"""What was evaluated, on disk: no w is ever evaluated twice on the same split."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fusetune.evaluation.evaluation import Evaluation
+from fusetune.members.weights import FusionWeights
+from fusetune.tasks.task import Outputs
+
+
+class EvaluationStore:
+    """Per-example outcomes of evaluations, one small file each.
+
+    Args:
+        folder: Where the files go; None keeps them in memory only.
+        context: Fingerprints of members, split, device and precision: an evaluation of
+            other members or other data is never taken for one of these.
+    """
+
+    def __init__(self, folder: Path | None, context: str) -> None:
+        self.folder = folder
+        self.context = context
+        self._known: dict[FusionWeights, Evaluation] = {}
+
+    def get(self, weights: FusionWeights) -> Evaluation | None:
+        """The evaluation of `weights` if there is one; a damaged file counts as none."""
+        if weights in self._known:
+            return self._known[weights]
+        path = self._path(weights)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                outputs = Outputs(saved["loss"], saved["predictions"])
+                values = dict(
+                    zip(saved["names"].tolist(), saved["values"].tolist(), strict=True)
+                )
+                seconds = float(saved["seconds"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        evaluation = Evaluation(values, outputs, seconds)
+        self._known[weights] = evaluation
+        return evaluation
+
+    def put(self, weights: FusionWeights, evaluation: Evaluation) -> None:
+        """Remember an evaluation, durably if it has per-example outcomes."""
+        self._known[weights] = evaluation
+        path = self._path(weights)
+        if path is None or evaluation.outputs is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            loss=evaluation.outputs.loss,
+            predictions=evaluation.outputs.predictions,
+            names=np.array(list(evaluation.values)),
+            values=np.array(list(evaluation.values.values()), dtype=np.float64),
+            seconds=np.float64(evaluation.seconds),
+        )
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+
+    def _path(self, weights: FusionWeights) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(self.context.encode())
+        digest.update(np.asarray(weights.values, dtype=np.float64).tobytes())
+        return self.folder / f"{digest.hexdigest()[:32]}.npz"

@@ -1,0 +1,22 @@
+"""`finetune`: the best single checkpoint, the usual practice."""
+
+from __future__ import annotations
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.method import FusionResult
+from fusetune.optimization.study import Loop
+
+
+def finetune(
+    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+) -> FusionResult:
+    """The member with the best primary metric; equal ones are told apart by their loss."""
+    k = len(pool)
+    best = FusionWeights.one_hot(0, k)
+    for i in range(1, k):
+        candidate = FusionWeights.one_hot(i, k)
+        if evaluator.better(evaluator(candidate), evaluator(best)):
+            best = candidate
+    return FusionResult.of(best, evaluator)

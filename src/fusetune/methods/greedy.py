@@ -1,0 +1,31 @@
+"""`greedy`: the greedy soup.
+
+.. [Wortsman2022] M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned
+   models improves accuracy without increasing inference time. ICML 2022, recipe 1.
+"""
+
+from __future__ import annotations
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.method import FusionResult
+from fusetune.optimization.greedy import GreedySoup
+from fusetune.optimization.study import Loop
+
+
+def greedy(
+    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+) -> FusionResult:
+    """Members in order of the primary metric, kept when the average improves [Wortsman2022]."""
+    k = len(pool)
+    primary = evaluator.primary
+
+    def value(weights: FusionWeights) -> float:
+        return primary.sign * evaluator(weights).values[primary.name]
+
+    soup = GreedySoup([value(FusionWeights.one_hot(i, k)) for i in range(k)])
+    history: dict[frozenset[int], float] = {}
+    while (subset := soup.next_candidate(history)) is not None:
+        history[subset] = value(FusionWeights.uniform(k, subset))
+    return FusionResult.of(FusionWeights.uniform(k, soup.result(history)), evaluator)

@@ -1,0 +1,46 @@
+"""Where and in which precision a model computes."""
+
+from __future__ import annotations
+
+import torch
+
+from fusetune.errors import RecipeError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        RecipeError: If PyTorch does not know the device, or this machine lacks it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"model.device: {name!r} cannot be used here: {reason}", "Try auto or cpu."
+        ) from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" takes bfloat16 where the device computes in it.
+
+    A CPU emulates bfloat16 slowly unless it has instructions for it.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return (
+            "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        )
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16"
+    return "float32"

@@ -1,0 +1,158 @@
+"""A model's name → its folder or hub id, its tokenizer and its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fusetune.errors import FusetuneError, ModelError
+from fusetune.models.packaged import PACKAGED, locate
+
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from, resolved and checked.
+
+    Attributes:
+        path: A folder, or a hub id.
+        label: How reports call the model.
+        options: Keyword arguments for every `from_pretrained` of it.
+        allow_pickle: Consent to `.bin` weights.
+    """
+
+    path: str
+    label: str
+    options: dict[str, Any]
+    allow_pickle: bool = False
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The fast tokenizer.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        loaded = self._guard(
+            "tokenizer", lambda: AutoTokenizer.from_pretrained(self.path, **self.options)
+        )
+        assert isinstance(loaded, PreTrainedTokenizerBase)
+        return loaded
+
+    def check(self) -> None:
+        """Read the configuration, so that a wrong name is known before any long work.
+
+        Raises:
+            ModelError: If it cannot be read.
+        """
+        self._guard(
+            "configuration", lambda: AutoConfig.from_pretrained(self.path, **self.options)
+        )
+
+    def build(self, make: Callable[..., Any]) -> PreTrainedModel:
+        """The model with a task's head.
+
+        Args:
+            make: `Task.build`; called with the path and the options of loading.
+
+        Raises:
+            ModelError: If there are no weights, they are cut off, or they are pickled
+                without consent.
+        """
+        safe = None if self.allow_pickle else True
+        loaded = self._guard(
+            "weights", lambda: make(self.path, use_safetensors=safe, **self.options)
+        )
+        assert isinstance(loaded, PreTrainedModel)
+        return loaded
+
+    def _guard(self, what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except FusetuneError:
+            raise
+        except SafetensorError as error:
+            raise ModelError(
+                f"The weights of {self.label} are damaged or cut off: {error}.",
+                "Download or copy the model again.",
+            ) from error
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"The {what} of {self.label} cannot be loaded: {_first_line(error)}",
+                _hint(self.path),
+            ) from error
+
+
+def resolve(
+    name: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Find a model by its name; nothing large is read yet.
+
+    Args:
+        name: A folder, a hub id, or the short name of a packaged model.
+        revision: Branch, tag or commit of a hub id.
+        allow_pickle: Consent to pickled weights, which are read with `weights_only`.
+        trust_remote_code: Consent to code that comes with the model.
+
+    Raises:
+        ModelError: If the folder does not exist or has no model in it, or a packaged
+            model is missing or changed.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name in PACKAGED:
+        return ModelSource(str(locate(name)), name, options, allow_pickle)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_folder(path, allow_pickle)
+        return ModelSource(str(path), path.name, options, allow_pickle)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep * 2 in name
+    if looks_local or path.exists():
+        raise ModelError(
+            f"There is no model folder {name}.",
+            f"Give a folder, a hub id, or one of: {', '.join(PACKAGED)}.",
+        )
+    if revision is not None:
+        options["revision"] = revision
+    return ModelSource(name, name, options, allow_pickle)
+
+
+def _check_folder(path: Path, allow_pickle: bool) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} is not a model folder: it has no config.json.",
+            "Give the folder that save_pretrained wrote.",
+        )
+    if any(path.glob("*.safetensors")):
+        return
+    if any((path / name).exists() for name in PICKLED):
+        if not allow_pickle:
+            raise ModelError(
+                f"{path} has only pickled weights, which can run code when loaded.",
+                "Convert them to safetensors, or consent with model.allow_pickle=true.",
+            )
+        return
+    raise ModelError(
+        f"{path} has a configuration but no weights (*.safetensors).",
+        "Copy the weights there, or give another folder.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def _hint(path: str) -> str:
+    if Path(path).is_dir():
+        return "Check the files of that folder."
+    return "Check the name; without a network, give a folder or a packaged model."

@@ -1,0 +1,87 @@
+"""λ and the recipe's arguments → `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from fusetune.errors import RecipeError
+from fusetune.training.schedules import SCHEDULES
+
+# Older names that people and papers still write, with what they are called now.
+ALIASES = {"warmup_ratio": "warmup_steps"}
+
+# Fields that fusetune sets itself, with the key of the recipe that decides them.
+OWN = {
+    "output_dir": "the run folder",
+    "num_train_epochs": "train.epochs",
+    "seed": "seed",
+    "data_seed": "seed",
+    "bf16": "model.precision",
+    "fp16": "model.precision",
+    "use_cpu": "model.device",
+    "disable_tqdm": "--quiet",
+    "remove_unused_columns": "the task",
+    "full_determinism": "seed",
+    "eval_strategy": "the search",
+    "load_best_model_at_end": "the choice of w",
+}
+
+
+def build(
+    folder: Path,
+    arguments: Mapping[str, Any],
+    *,
+    epochs: float,
+    seed: int,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> TrainingArguments:
+    """Training arguments of one trajectory.
+
+    Args:
+        folder: Where the Trainer keeps its own checkpoints.
+        arguments: Any fields of `TrainingArguments`, λ included.
+        epochs: Length of the training.
+        seed: Of the data order and the dropout.
+        device: "cpu", or a device that the Trainer finds by itself.
+        precision: "float32", "bfloat16" or "float16" (mixed precision).
+
+    Raises:
+        RecipeError: If `TrainingArguments` refuses a value.
+    """
+    values: dict[str, Any] = {
+        "report_to": "none",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # a NaN loss must be seen, not smoothed over
+        "optim": "adamw_torch_fused",
+    }
+    for name, value in arguments.items():
+        values[ALIASES.get(name, name)] = value
+    schedule = values.get("lr_scheduler_type")
+    if schedule in SCHEDULES:  # our own; the Trainer builds it from `schedules`
+        values["lr_scheduler_type"] = "constant"
+    values |= {
+        "output_dir": str(folder),
+        "num_train_epochs": epochs,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": precision == "bfloat16",
+        "fp16": precision == "float16",
+        "use_cpu": device == "cpu",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.startswith("cuda"),
+    }
+    try:
+        return TrainingArguments(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"transformers.TrainingArguments refuses these arguments: {error}",
+            "Check train.arguments and search.space.",
+        ) from error

@@ -1,0 +1,127 @@
+"""Members from a training run: a callback for anybody's `transformers.Trainer`.
+
+.. [Izmailov2018] P. Izmailov et al. Averaging Weights Leads to Wider Optima. UAI 2018.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from fusetune.errors import StageError
+from fusetune.members.disk import replaced_folder, require_space
+from fusetune.members.manifest import write_manifest
+
+
+def plan_steps(total: int, members: int, collect_from: float) -> tuple[int, ...]:
+    """The steps after which a member is kept: evenly over the window, the last one included.
+
+    Args:
+        total: Optimiser steps of the whole training.
+        members: k.
+        collect_from: Share of the training before the window.
+
+    Raises:
+        StageError: If the window has fewer steps than members.
+    """
+    start = round(total * collect_from)
+    window = total - start
+    if window < members:
+        raise StageError(
+            f"{members} members need at least {members} steps after the first "
+            f"{collect_from:.0%} of the training, which has {total} steps in all "
+            f"and {window} after that.",
+            "Train longer, use smaller batches, collect fewer members or collect earlier.",
+        )
+    return tuple(start + round(window * (i + 1) / members) for i in range(members))
+
+
+class MemberCollector(TrainerCallback):
+    """Keeps k checkpoints of a training run, evenly over its last part.
+
+    Only weights are kept, as safetensors, in `folder/step-000123/`: an ordinary model
+    folder with a `member.json` that is written last, so that a folder with a manifest is
+    complete. In a resumed training, members of steps after the resumed one are dropped:
+    they belong to the trajectory that was cut off.
+
+    Args:
+        folder: Where the members go.
+        members: k, how many.
+        collect_from: Share of the training before the first member, 0 ≤ x < 1.
+        tokenizer: Saved with each member if given, so that each is usable by itself.
+
+    Raises:
+        StageError: At the start of the training, if the window is too short for k members
+            or the disk too small.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        members: int = 15,
+        collect_from: float = 0.5,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.members = members
+        self.collect_from = collect_from
+        self.tokenizer = tokenizer
+        self.steps: tuple[int, ...] = ()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Plan the steps, drop members of a cut-off trajectory, check the disk."""
+        self.steps = plan_steps(state.max_steps, self.members, self.collect_from)
+        if not state.is_world_process_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            unfinished = path.name.startswith(".step-")
+            if unfinished or (_step(path) or 0) > state.global_step:
+                shutil.rmtree(path)
+        left = sum(step > state.global_step for step in self.steps)
+        model: nn.Module = kwargs["model"]
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        require_space(self.folder, left * size)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the model if this step is one of the planned ones."""
+        if state.global_step in self.steps and state.is_world_process_zero:
+            self.save(kwargs["model"], state.global_step, state.epoch or 0.0)
+
+    def save(self, model: nn.Module, step: int, epoch: float) -> Path:
+        """Write one member atomically and return its folder."""
+        final = self.folder / f"step-{step:06d}"
+        with replaced_folder(final) as temporary:
+            inner: Any = getattr(model, "module", model)  # DistributedDataParallel
+            inner.save_pretrained(temporary)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
+            write_manifest(temporary, step=step, epoch=epoch)
+        return final
+
+
+def _step(path: Path) -> int | None:
+    prefix, _, digits = path.name.partition("-")
+    return int(digits) if prefix == "step" and digits.isdigit() else None

@@ -1,0 +1,122 @@
+"""One fine-tuning run: λ → a trajectory, watched and collected by callbacks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+
+from fusetune.tasks.task import Collate, Encoded
+from fusetune.training.arguments import build
+from fusetune.training.schedules import SCHEDULES, scheduler
+from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
+
+
+class _Trainer(Trainer):
+    """The Trainer, with the papers' schedules beside those of Transformers."""
+
+    def __init__(self, *args: Any, schedule: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.schedule = schedule
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
+        if self.schedule is None or self.schedule not in SCHEDULES:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            self.lr_scheduler = scheduler(
+                self.schedule,
+                chosen,
+                self.args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                cast("dict[str, Any]", self.args.lr_scheduler_kwargs or {}),
+            )
+        return self.lr_scheduler
+
+
+def train(
+    make_model: Callable[[], PreTrainedModel],
+    data: Encoded,
+    collate: Collate,
+    folder: Path,
+    arguments: Mapping[str, Any],
+    *,
+    epochs: float,
+    seed: int,
+    device: str,
+    precision: str,
+    callbacks: Sequence[TrainerCallback] = (),
+    keep_checkpoints: bool = True,
+) -> int:
+    """Fine-tune one model; what is kept of it is the callbacks' business.
+
+    A training that was killed goes on from its last complete checkpoint in `folder`, with
+    the same random state, so that the trajectory is the one of an undisturbed training.
+
+    Args:
+        make_model: Builds the pretrained model with its new head; called after seeding.
+        data: The training split.
+        collate: Pads features into batches.
+        folder: For the Trainer's checkpoints; the caller removes it when all is recorded.
+        arguments: λ and all other `TrainingArguments`.
+        epochs: Length of the training.
+        seed: Of head, data order and dropout.
+        device: As PyTorch names it.
+        precision: "float32", "bfloat16" or "float16".
+        callbacks: Collectors and watchers.
+        keep_checkpoints: Whether the training can be resumed; a short trial need not.
+
+    Returns:
+        The number of optimiser steps.
+
+    Raises:
+        DivergedError: If the loss is no longer finite.
+    """
+    settings = build(
+        folder,
+        arguments if keep_checkpoints else {**arguments, "save_strategy": "no"},
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        precision=precision,
+    )
+    set_seed(seed)
+    model = make_model()
+    trainer = _Trainer(
+        model=model,
+        args=settings,
+        train_dataset=data,
+        data_collator=collate,
+        callbacks=[DivergenceGuard(), *callbacks, CheckpointMarker()],
+        schedule=arguments.get("lr_scheduler_type"),
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "PrinterCallback":  # it prints to standard output
+            trainer.remove_callback(callback)
+    trainer.train(resume_from_checkpoint=_resumable(folder))
+    steps = trainer.state.global_step
+    del trainer
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return steps
+
+
+def _resumable(folder: Path) -> str | None:
+    """The last complete checkpoint; incomplete ones are removed."""
+    complete: list[Path] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / MARKER).is_file():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    complete.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    return str(complete[-1]) if complete else None

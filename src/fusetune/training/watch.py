@@ -1,0 +1,145 @@
+"""Callbacks that watch a training: its validation values, its progress, its health."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fusetune.evaluation.evaluation import Evaluation
+from fusetune.training.collect import plan_steps
+
+MARKER = "complete.json"
+
+
+class DivergedError(RuntimeError):
+    """The training loss, or the validation loss, is no longer a finite number."""
+
+
+class DivergenceGuard(TrainerCallback):
+    """Ends a training whose logged loss is NaN or infinite.
+
+    Raises:
+        DivergedError: From `on_log`.
+    """
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the logged loss."""
+        loss = (kwargs.get("logs") or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise DivergedError(f"the training loss became {loss} at step {state.global_step}")
+
+
+class ProgressReporter(TrainerCallback):
+    """Calls `report(step, total)` after each optimiser step."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report = report
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Report the step."""
+        self.report(state.global_step, state.max_steps)
+
+
+class ValidationWatch(TrainerCallback):
+    """Evaluates the model as it trains, at evenly spaced steps, and may stop it.
+
+    Args:
+        score: Model → values over the whole validation split.
+        checks: How often, in all.
+        report: Called with (step, evaluation) after each; True stops the training.
+
+    Attributes:
+        history: (step, evaluation) in order.
+        stopped: Whether `report` asked to stop.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[nn.Module], Evaluation],
+        checks: int,
+        report: Callable[[int, Evaluation], bool],
+    ) -> None:
+        self.score = score
+        self.checks = checks
+        self.report = report
+        self.steps: tuple[int, ...] = ()
+        self.history: list[tuple[int, Evaluation]] = []
+        self.stopped = False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Plan the checks; a very short training has one after each step."""
+        self.steps = plan_steps(state.max_steps, min(self.checks, state.max_steps), 0.0)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Evaluate at the planned steps.
+
+        Raises:
+            DivergedError: If a validation value is not finite.
+        """
+        if state.global_step not in self.steps:
+            return
+        evaluation = self.score(kwargs["model"])
+        bad = {n: v for n, v in evaluation.values.items() if not math.isfinite(v)}
+        if bad:
+            raise DivergedError(f"validation gave {bad} at step {state.global_step}")
+        self.history.append((state.global_step, evaluation))
+        if self.report(state.global_step, evaluation):
+            self.stopped = True
+            control.should_training_stop = True
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks a Trainer checkpoint as complete, after all of its files are written.
+
+    The Trainer writes its files in place: one that a kill cut off looks like a whole one.
+    """
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write the marker durably."""
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary = folder / f".{MARKER}"
+        temporary.write_text(json.dumps({"step": state.global_step}))
+        os.replace(temporary, folder / MARKER)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fusetune.evaluation.evaluation import Evaluation
+from fusetune.evaluation.store import EvaluationStore
+from fusetune.members.weights import FusionWeights
+from fusetune.tasks.task import Outputs
+
+W = FusionWeights((0.25, 0.75))
+
+
+def evaluation() -> Evaluation:
+    random = np.random.default_rng(0)
+    loss = random.random(7, dtype=np.float32)
+    outputs = Outputs(loss, random.random((7, 2), dtype=np.float32))
+    return Evaluation({"loss": 0.1 + 0.2, "accuracy": 1 / 3}, outputs, 0.5)
+
+
+def test_comes_back_as_it_was(tmp_path: Path) -> None:
+    EvaluationStore(tmp_path, "members, split").put(W, evaluation())
+    found = EvaluationStore(tmp_path, "members, split").get(W)
+    assert found is not None
+    assert found.outputs is not None
+    expected = evaluation()
+    assert expected.outputs is not None
+    assert found.values == expected.values
+    assert found.seconds == 0.5
+    assert np.array_equal(found.outputs.loss, expected.outputs.loss)
+    assert np.array_equal(found.outputs.predictions, expected.outputs.predictions)
+
+
+def test_other_weights_or_another_context_are_unknown(tmp_path: Path) -> None:
+    EvaluationStore(tmp_path, "members, split").put(W, evaluation())
+    assert EvaluationStore(tmp_path, "members, split").get(FusionWeights((0.5, 0.5))) is None
+    assert EvaluationStore(tmp_path, "members, other split").get(W) is None
+
+
+def test_a_file_that_a_kill_cut_off_counts_as_none(tmp_path: Path) -> None:
+    EvaluationStore(tmp_path, "x").put(W, evaluation())
+    (path,) = tmp_path.glob("*.npz")
+    content = path.read_bytes()
+    for cut in (0, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        assert EvaluationStore(tmp_path, "x").get(W) is None
+    EvaluationStore(tmp_path, "x").put(W, evaluation())
+    assert EvaluationStore(tmp_path, "x").get(W) is not None
+
+
+def test_in_memory_only() -> None:
+    store = EvaluationStore(None, "x")
+    store.put(W, Evaluation({"loss": 1.0}, None, 0.0))
+    found = store.get(W)
+    assert found is not None
+    assert found.values == {"loss": 1.0}
