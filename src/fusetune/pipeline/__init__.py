@@ -1,0 +1,98 @@
+"""From a recipe to a fused model and its report, stage by stage.
+
+Each stage begins with "is my output complete?", so that running again is resuming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import StageError
+from fusetune.members.disk import full_disk_is_an_error, write_json
+from fusetune.methods.mobo import STUDY as FUSE
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display, log_to
+from fusetune.pipeline.environment import environment
+from fusetune.pipeline.fuse import export_model, fuse
+from fusetune.pipeline.report import report
+from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.pipeline.search import search
+from fusetune.pipeline.train import train
+from fusetune.recipe import Recipe
+from fusetune.run import STAGES, RunFolder
+
+__all__ = ["STAGE_FUNCTIONS", "export_model", "run"]
+
+STAGE_FUNCTIONS: Mapping[str, Callable[[Context], dict[str, Any]]] = {
+    "search": search,
+    "train": train,
+    "fuse": fuse,
+    "report": report,
+}
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    stage: str | None = None,
+    force: bool = False,
+    display: Display | None = None,
+) -> RunFolder:
+    """Run all stages, or one; what is complete is not done again.
+
+    Args:
+        recipe: Validated.
+        out: The run folder.
+        stage: The one stage to run; None for all.
+        force: Start the stage (or, for all, the first that the recipe's changes concern)
+            anew.
+        display: Where progress is shown; quiet if None.
+
+    Raises:
+        FusetuneError: For everything that a user can cause.
+    """
+    folder = RunFolder(out)
+    display = display or Display(quiet=True)
+    with folder.claim(), log_to(folder.log, verbose=display.verbose):
+        first = folder.check_recipe(recipe, stage=stage, force=force)
+        context = Context(recipe, folder, display)
+        try:
+            with full_disk_is_an_error(folder.path):
+                _prepare(context, first)
+                for name in STAGES if stage is None else (stage,):
+                    _run_stage(context, name)
+        finally:
+            context.close()
+    return folder
+
+
+def _prepare(context: Context, first: str | None) -> None:
+    """Check everything that can be checked, then forget what is to be done anew."""
+    folder = context.folder
+    context.check()
+    if first is not None:
+        stale = STAGES[STAGES.index(first) :]
+        folder.reset(first)
+        for stage, study in {"search": SEARCH, "fuse": FUSE}.items():
+            if stage in stale:
+                context.loop().delete(study)
+    folder.recipe_file.write_text(context.recipe.to_yaml(), encoding="utf-8")
+    write_json(folder.path / "environment.json", environment(context))
+
+
+def _run_stage(context: Context, name: str) -> None:
+    earlier = STAGES[: STAGES.index(name)]
+    missing = [stage for stage in earlier if context.folder.done(stage) is None]
+    if missing:
+        raise StageError(
+            f"{context.folder.path} has not finished the stage {missing[0]}, "
+            f"which comes before {name}.",
+            f"Run `fusetune {missing[0]}` first, or everything with `fusetune run`.",
+        )
+    if context.folder.done(name) is not None:
+        context.display.say(f"{name}: complete, nothing to do")
+        return
+    STAGE_FUNCTIONS[name](context)

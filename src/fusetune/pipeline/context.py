@@ -1,0 +1,253 @@
+"""A recipe, assembled: task, model, splits and storage, made once and on demand."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fusetune.errors import RecipeError
+from fusetune.evaluation.scorer import Scorer
+from fusetune.executors import find as find_executor
+from fusetune.executors.executor import Executor
+from fusetune.members.disk import require_space
+from fusetune.models.device import DTYPES, choose_device, choose_precision
+from fusetune.models.light import freeze_layers
+from fusetune.models.load import ModelSource, resolve
+from fusetune.optimization.study import Loop, open_storage
+from fusetune.pipeline.display import Display
+from fusetune.recipe import Recipe, Variant
+from fusetune.run import RunFolder
+from fusetune.tasks import find as find_task
+from fusetune.tasks.splitting import Splitting
+from fusetune.tasks.task import Collate, Encoded, SplitName, Task
+from fusetune.training import arguments
+from fusetune.training.collect import plan_steps
+
+
+class Context:
+    """Everything that the stages share.
+
+    Args:
+        recipe: Validated.
+        folder: Claimed by this process.
+        display: Where progress is shown.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.display = display
+        self._scorers: dict[SplitName, Scorer] = {}
+
+    @cached_property
+    def task(self) -> Task:
+        """The task with its data read and checked."""
+        section = self.recipe.task
+        split = section.split
+        seed = self.recipe.seed if split is None or split.seed is None else split.seed
+        splitting = Splitting(
+            halve=split.halve if split else None,
+            hold_out=split.hold_out if split else None,
+            seed=seed,
+        )
+        make = find_task(section.kind)
+        unknown = set(section.options) - set(inspect.signature(make).parameters)
+        if unknown:
+            raise RecipeError(
+                f"task.options: a task of kind {section.kind} has no {', '.join(sorted(unknown))}."
+            )
+        return make(
+            section.name or default_name(section.data),
+            section.data,
+            text=section.text,
+            label=section.label,
+            metrics=section.metrics,
+            splitting=splitting,
+            **section.options,
+        )
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """The pretrained model, found and checked."""
+        section = self.recipe.model
+        return resolve(
+            section.name,
+            revision=section.revision,
+            allow_pickle=section.allow_pickle,
+            trust_remote_code=section.trust_remote_code,
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.source.tokenizer()
+
+    @cached_property
+    def collate(self) -> Collate:
+        """Pads features into batches."""
+        return self.task.collate(self.tokenizer)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return choose_device(self.recipe.model.device)
+
+    @cached_property
+    def precision(self) -> str:
+        """In which precision."""
+        return choose_precision(self.recipe.model.precision, self.device)
+
+    @cached_property
+    def storage(self) -> optuna.storages.BaseStorage:
+        """Where trials are kept."""
+        return open_storage(self.recipe.storage or self.folder.journal)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Where evaluations run."""
+        section = self.recipe.executor
+        return find_executor(section.kind)(**(section.model_extra or {}))
+
+    def loop(self, on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Loop:
+        """Runs studies of this run; a storage by URL may hold those of other runs too."""
+        shared = self.recipe.storage is not None
+        prefix = f"{self.folder.path.resolve().name}/" if shared else ""
+        return Loop(self.storage, self.executor, prefix=prefix, on_trial=on_trial)
+
+    def trials(self, study: str) -> list[FrozenTrial]:
+        """All trials of one of the run's studies; none if it was never begun."""
+        found = self.loop().find(study)
+        return [] if found is None else found.get_trials(deepcopy=False)
+
+    def close(self) -> None:
+        """Release the executor, if it was ever needed."""
+        if "executor" in self.__dict__:
+            self.executor.close()
+
+    def encode(self, split: SplitName) -> Encoded:
+        """A tokenised split."""
+        return self.task.encode(split, self.tokenizer, self.recipe.model.max_length)
+
+    @cached_property
+    def train_data(self) -> Encoded:
+        """The tokenised training split."""
+        return self.encode("train")
+
+    def scorer(self, split: SplitName) -> Scorer:
+        """Evaluates models on a split; its batches are made once."""
+        if split not in self._scorers:
+            self._scorers[split] = Scorer(
+                self.task, self.encode(split), self.collate, self.device, DTYPES[self.precision]
+            )
+        return self._scorers[split]
+
+    def model_maker(self, variant: Variant | str = "full") -> Callable[[], PreTrainedModel]:
+        """A function that builds the model, in full or as a light variant."""
+
+        def make() -> PreTrainedModel:
+            model = self.source.build(self.task.build)
+            if isinstance(variant, Variant):
+                freeze_layers(model, variant.freeze_layers)
+            return model
+
+        return make
+
+    def training_arguments(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The recipe's arguments with λ laid over them."""
+        return {**self.recipe.train.arguments, **(params or {})}
+
+    def check(self) -> None:
+        """Find what is wrong before any long work starts.
+
+        Raises:
+            FusetuneError: If the data, the model, an argument, the number of members or
+                the disk does not fit.
+        """
+        recipe = self.recipe
+        self.source.check()
+        _ = self.device, self.precision, self.executor, self.tokenizer
+        splits = self.task.splits
+        for note in self.task.notes:
+            self.display.warn(note)
+        model = self.model_maker(recipe.search.variant if recipe.search.trials else "full")()
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        del model
+        for params in self._extremes():
+            settings = arguments.build(
+                self.folder.work,
+                self.training_arguments(params),
+                epochs=recipe.train.epochs,
+                seed=recipe.seed,
+                device=self.device.type,
+                precision=self.precision,
+            )
+            batch = settings.train_batch_size * settings.gradient_accumulation_steps
+            epoch_steps = math.ceil(len(splits["train"]) / batch)
+            total = (
+                settings.max_steps
+                if settings.max_steps > 0
+                else math.ceil(epoch_steps * recipe.train.epochs)
+            )
+            plan_steps(total, recipe.train.members, recipe.train.collect_from)
+        if self.folder.done("train") is None:
+            # Members, the fused model, and two checkpoints with optimiser state (3 x each).
+            copies = recipe.train.members + 1 + 6
+            require_space(self.folder.path, copies * size)
+
+    def _extremes(self) -> list[dict[str, Any]]:
+        """λ at both ends of the space: what Transformers refuses, it refuses here."""
+        space = self.recipe.search.space if self.recipe.search.trials else {}
+        low = {n: r.choices[0] if r.choices else r.low for n, r in space.items()}
+        high = {n: max(r.choices, key=_size) if r.choices else r.high for n, r in space.items()}
+        return [low, high]
+
+
+def default_name(data: str | Mapping[Any, str]) -> str:
+    """What a data set is called when the recipe does not say: its last word.
+
+    "nyu-mll/glue:cola" and "../data/cola" are both "cola"; of a mapping, the folder counts.
+    """
+    if isinstance(data, str):
+        return re.split(r"[/:\\]", data.rstrip("/"))[-1]
+    first = Path(next(iter(data.values()))).absolute()
+    return first.parent.name
+
+
+def _size(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def distributions(recipe: Recipe) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The search space as Optuna's distributions.
+
+    Raises:
+        RecipeError: If Optuna refuses one.
+    """
+    space: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, item in recipe.search.space.items():
+        low, high = item.low, item.high
+        try:
+            if item.choices is not None:
+                space[name] = optuna.distributions.CategoricalDistribution(item.choices)
+            elif isinstance(low, int) and isinstance(high, int):
+                step = int(item.step) if item.step else 1
+                space[name] = optuna.distributions.IntDistribution(low, high, item.log, step)
+            else:
+                assert low is not None
+                assert high is not None
+                space[name] = optuna.distributions.FloatDistribution(
+                    float(low), float(high), item.log, item.step
+                )
+        except ValueError as error:
+            raise RecipeError(f"search.space.{name}: {error}") from error
+    return space

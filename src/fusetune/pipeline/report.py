@@ -1,0 +1,187 @@
+"""Stage 5: the test split, results.json, report.html and the model card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.disk import write_json
+from fusetune.members.manifest import read_manifest
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.method import FusionResult
+from fusetune.methods.mobo import STUDY as FUSE
+from fusetune.objective import Objective, to_maximise
+from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
+from fusetune.optimization.samplers import SUGGEST_SECONDS
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.environment import environment, package_version
+from fusetune.pipeline.fuse import Workbench, card_text, open_members, saved_results
+from fusetune.pipeline.results import SPLITS, build_results
+from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
+from fusetune.report.html import write as write_html
+from fusetune.report.tables import methods_table
+from fusetune.report.verdict import verdict
+
+
+def report(context: Context) -> dict[str, Any]:
+    """Evaluate what was chosen on test, and write everything that tells of it."""
+    started = time.perf_counter()
+    folder, display = context.folder, context.display
+    record = folder.done("fuse")
+    assert record is not None  # the pipeline has checked it
+    results, chosen = saved_results(folder), str(record["chosen"])
+    bench = open_members(context)
+    evaluators = {split: bench.evaluator(split) for split in SPLITS}
+    table = build_results(
+        results,
+        chosen,
+        context.task,
+        evaluators,
+        version=package_version("fusetune"),
+        seed=context.recipe.seed,
+    )
+    page = _record(context, bench, evaluators["validation"], table, results)
+    table["cost"] = {**page.seconds, "report": time.perf_counter() - started}
+    table["notes"] = list(page.notes)
+    write_json(folder.results, table)
+    write_html(page, folder.report)
+    metrics: dict[str, dict[str, float]] = {
+        split: {n: v["value"] for n, v in table["methods"][chosen][split].items()}
+        for split in SPLITS
+    }
+    card = card_text(context, bench.pool, chosen, results[chosen].weights, metrics)
+    (folder.fused / "README.md").write_text(card, encoding="utf-8")
+    folder.finish("report", {"results": folder.results.name, "report": folder.report.name})
+    display.console.print(methods_table(table, page.objectives))
+    display.say(verdict(table, page.objectives).headline)
+    display.say(f"Report: {folder.report}")
+    display.say(f"Model:  {folder.fused}")
+    display.say(page.usage)
+    return table
+
+
+def _record(
+    context: Context,
+    bench: Workbench,
+    evaluator: Evaluator,
+    table: Mapping[str, Any],
+    results: Mapping[str, FusionResult],
+) -> RunRecord:
+    folder, objectives = context.folder, context.task.objectives
+    search_trials = context.trials(SEARCH)
+    fusion_trials = context.trials(FUSE)
+    evaluations, hypervolume = _evaluations(fusion_trials, results, evaluator)
+    return RunRecord(
+        results=table,
+        objectives=objectives,
+        members=_members(bench, evaluator),
+        evaluations=evaluations,
+        hypervolume=hypervolume,
+        trials=tuple(_trial(t) for t in search_trials),
+        seconds=_seconds(context, fusion_trials),
+        notes=(*context.task.notes, *_failures("search", search_trials)),
+        model=context.source.label,
+        fused=str(folder.fused),
+        usage=usage(context),
+        recipe=context.recipe.to_yaml(),
+        environment=environment(context),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _members(bench: Workbench, evaluator: Evaluator) -> tuple[MemberRow, ...]:
+    """Each member with its own validation values; they are in the store by now."""
+    k = len(bench.pool)
+    rows = []
+    for i, member in enumerate(bench.pool.members):
+        manifest = read_manifest(member.path)
+        rows.append(
+            MemberRow(
+                name=member.name,
+                values=dict(evaluator(FusionWeights.one_hot(i, k)).values),
+                step=member.step,
+                epoch=manifest.epoch if manifest else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _evaluations(
+    trials: Iterable[FrozenTrial], results: Mapping[str, FusionResult], evaluator: Evaluator
+) -> tuple[tuple[EvaluationRow, ...], tuple[float, ...]]:
+    """Every distinct w: those of the search in order, then what other methods chose."""
+    objectives = evaluator.objectives
+    asked: dict[FusionWeights, tuple[str, Mapping[str, float]]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and "weights" in trial.user_attrs:
+            weights = FusionWeights(tuple(trial.user_attrs["weights"]))
+            values = {o.name: v for o, v in zip(objectives, trial.values, strict=True)}
+            asked.setdefault(weights, ("mobo", values))
+    for name, result in results.items():
+        asked.setdefault(result.weights, (name, result.values))
+    maximised = to_maximise([v for _, v in asked.values()], objectives)
+    best = set(front(maximised).tolist())
+    rows = tuple(
+        EvaluationRow(weights.values, dict(v), method, i in best)
+        for i, (weights, (method, v)) in enumerate(asked.items())
+    )
+    return rows, _hypervolume(maximised, list(asked), objectives)
+
+
+def _hypervolume(
+    values: np.ndarray, weights: list[FusionWeights], objectives: tuple[Objective, ...]
+) -> tuple[float, ...]:
+    single = [i for i, w in enumerate(weights) if max(w.values) == 1.0]
+    if len(single) < 2:
+        return ()
+    reference, span = reference_point(values[single])
+    curve = hypervolume_curve((values - reference) / span, np.zeros(len(objectives)))
+    return tuple(float(v) for v in curve)
+
+
+def _trial(trial: FrozenTrial) -> TrialRow:
+    value = trial.value if trial.state is TrialState.COMPLETE else None
+    if value is None and trial.intermediate_values:
+        value = trial.intermediate_values[max(trial.intermediate_values)]
+    return TrialRow(
+        number=trial.number,
+        state=trial.state.name,  # type: ignore[arg-type]  # Optuna's names are ours
+        params=dict(trial.params),
+        value=value,
+        seconds=trial.user_attrs.get("seconds"),
+        reason=str(trial.user_attrs.get("reason", "")),
+    )
+
+
+def _failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
+    return [
+        f"{stage}: trial {t.number} failed: {t.user_attrs.get('reason', 'unknown')}"
+        for t in trials
+        if t.state is TrialState.FAIL
+    ]
+
+
+def _seconds(context: Context, trials: Iterable[FrozenTrial]) -> dict[str, float]:
+    """Seconds by stage; the inner search split into evaluating and suggesting."""
+    done = [t for t in trials if t.state is TrialState.COMPLETE]
+    stages = {s: context.folder.done(s) or {} for s in ("search", "train")}
+    return {
+        "search": float(stages["search"].get("seconds", 0.0)),
+        "train": float(stages["train"].get("seconds", 0.0)),
+        "evaluate": sum(float(t.user_attrs.get("seconds", 0.0)) for t in done),
+        "suggest": sum(float(t.user_attrs.get(SUGGEST_SECONDS, 0.0)) for t in done),
+    }
+
+
+def usage(context: Context) -> str:
+    """A line of code that uses the fused model."""
+    path = context.folder.fused
+    tag = context.task.pipeline_tag
+    return f'from transformers import pipeline; model = pipeline("{tag}", "{path}")'

@@ -1,0 +1,147 @@
+"""YAML and dotted overrides → `Recipe`, with every error at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fusetune.errors import RecipeError, closest
+from fusetune.recipe import Recipe
+
+
+def ready() -> dict[str, Path]:
+    """The recipes that come with fusetune, by name: "cola-minilm", …."""
+    packaged = Path(str(files("fusetune"))) / "recipes"
+    checkout = Path(__file__).resolve().parents[2] / "recipes"
+    folder = packaged if packaged.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(source: str) -> Path:
+    """A recipe file by its path, or a ready recipe by its name.
+
+    Raises:
+        RecipeError: If there is neither.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    recipes = ready()
+    if source in recipes:
+        return recipes[source]
+    near = closest(path.stem, recipes)
+    raise RecipeError(
+        f"There is no recipe {source!r}{near}.",
+        f"Give a YAML file, or one of: {', '.join(recipes)}.",
+    )
+
+
+def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        source: A YAML file.
+        overrides: Dotted keys, `"train.epochs=3"`; values are YAML.
+
+    Raises:
+        RecipeError: If the file cannot be read, or anything in it is not valid; the
+            message lists every error with its path.
+    """
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
+    return parse(text, overrides, name=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> Recipe:
+    """As `load`, from YAML text; `name` stands in the error messages."""
+    tree = _yaml(text, name)
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{name} must be a mapping of keys, got {type(tree).__name__}.")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_all_errors(error, name)) from None
+
+
+def difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, str]:
+    """Dotted key → "old → new" for every leaf in which two recipes differ."""
+    found: dict[str, str] = {}
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found[f"{prefix}{key}"] = f"{a!r} → {b!r}"
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-5` is a number and `on`, `off`, `yes`, `no` stay what they are."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not valid YAML: {error}") from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(
+            f"An override must read key=value, got {override!r}.", "Example: train.epochs=3."
+        )
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            child = tree[parent] = {}
+        tree = child
+    tree[last] = _yaml(value, f"override {key}")
+
+
+def _all_errors(error: ValidationError, name: str) -> str:
+    lines: list[str] = []
+    for item in error.errors():
+        where = ".".join(
+            str(part) for part in item["loc"] if not str(part).startswith("function-")
+        )
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key" + closest(str(item["loc"][-1]), _keys_at(item["loc"][:-1]))
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
+            message += f" (got {item['input']!r})"
+        lines += [f"{where}: {message}" if where else line for line in message.split("\n  ")]
+    lines = list(dict.fromkeys(lines))
+    return f"{name} has {len(lines)} error(s):\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,213 @@
+"""The run folder: where each stage writes, what is complete, and who may write."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusetune.errors import RunError
+from fusetune.members.disk import write_json
+from fusetune.recipe import Recipe
+from fusetune.recipe_file import difference
+
+STAGES = ("search", "train", "fuse", "report")
+
+# The sections of the recipe that each stage is the first to depend on.
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "search": ("seed", "task", "model", "search", "train.epochs", "train.arguments"),
+    "train": ("train",),
+    "fuse": ("fuse",),
+    "report": (),
+}
+NEUTRAL = ("executor", "storage")  # where things are computed and kept, not what
+
+
+class RunFolder:
+    """One run on disk; see `docs/architecture.md` for the tree.
+
+    Args:
+        path: The folder; created by `claim`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal of both searches."""
+        return self.path / "trials.journal"
+
+    @property
+    def members(self) -> Path:
+        """One folder per member."""
+        return self.path / "members"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints of a training that is not finished."""
+        return self.path / "work"
+
+    @property
+    def evaluations(self) -> Path:
+        """Per-example outcomes of every evaluated w."""
+        return self.path / "evaluations"
+
+    @property
+    def fused(self) -> Path:
+        """The fused model, an ordinary Hugging Face folder."""
+        return self.path / "fused"
+
+    @property
+    def results(self) -> Path:
+        """Every method × split × metric."""
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The one-page report."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """What the terminal did not show."""
+        return self.path / "run.log"
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """What a complete stage recorded; None if it is not complete.
+
+        Raises:
+            RunError: If the record is damaged.
+        """
+        path = self._record(stage)
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path} cannot be read: {error}.", f"Run `fusetune {stage} --force` again."
+            ) from error
+        return record
+
+    def finish(self, stage: str, record: Mapping[str, Any]) -> None:
+        """Record a stage as complete, durably; the last thing that a stage does."""
+        path = self._record(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+
+    def reset(self, first: str) -> None:
+        """Forget stage `first` and all after it (studies are the pipeline's business)."""
+        owned = {
+            "search": (self.work, self.evaluations),
+            "train": (self.work, self.members, self.evaluations),
+            "fuse": (self.fused, self.path / "methods"),
+            "report": (self.results, self.report),
+        }
+        for stage in STAGES[STAGES.index(first) :]:
+            self._record(stage).unlink(missing_ok=True)
+            for path in owned[stage]:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def stored_recipe(self) -> dict[str, Any] | None:
+        """The recipe of this folder as plain data; None in a new folder."""
+        try:
+            data = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"{self.recipe_file} cannot be read: {error}.") from error
+        return data if isinstance(data, dict) else {}
+
+    def check_recipe(self, recipe: Recipe, *, stage: str | None, force: bool) -> str | None:
+        """Compare the folder's recipe with the one that is to run.
+
+        Args:
+            recipe: The recipe that is to run.
+            stage: The one stage that is to run; None for all.
+            force: Whether stages may be started anew.
+
+        Returns:
+            The first stage that has to be started anew, if any.
+
+        Raises:
+            RunError: If the folder belongs to another recipe and `force` does not cover
+                what differs.
+        """
+        stored = self.stored_recipe()
+        changed = difference(stored, recipe.dump()) if stored is not None else {}
+        changed = {k: v for k, v in changed.items() if k.split(".")[0] not in NEUTRAL}
+        affected = [s for s in STAGES if any(_concerns(s, key, recipe) for key in changed)]
+        first = affected[0] if affected else None
+        if changed and not force:
+            raise RunError(
+                f"{self.path} holds a run of another recipe; these keys differ:\n"
+                + "\n".join(f"  {key}: {change}" for key, change in changed.items())
+                + "\n",
+                "Give another folder with --out, or --force to start the stages that depend "
+                "on them anew.",
+            )
+        if not force:
+            return None
+        if first and stage and STAGES.index(first) < STAGES.index(stage):
+            raise RunError(
+                f"These changes concern the stage {first}, which comes before {stage}: "
+                f"{', '.join(changed)}.",
+                f"Run `fusetune {first} --force` first, or `fusetune run --force`.",
+            )
+        return stage or first or STAGES[0]
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder; released when the process ends, however it ends.
+
+        Raises:
+            RunError: If another process holds it, or it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"The run folder {self.path} cannot be written to: {error.strerror}.",
+                "Give another folder with --out.",
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RunError(
+                    f"{self.path} is in use by {holder}.",
+                    "Wait for it, stop it, or give another folder with --out.",
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+
+    def _record(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+
+def _concerns(stage: str, key: str, recipe: Recipe) -> bool:
+    sections = SECTIONS[stage]
+    if stage == "search" and recipe.search.objective.startswith("fused"):
+        sections = (*sections, "train", "fuse")  # every trial of a bilevel search does both
+    return any(key == s or key.startswith(f"{s}.") for s in sections)

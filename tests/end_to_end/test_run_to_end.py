@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from fusetune.errors import RunError, StageError
+from fusetune.members.weights import FusionWeights
+from fusetune.pipeline import run
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display
+from fusetune.pipeline.fuse import export_model, open_members
+from fusetune.recipe_file import load, parse
+from fusetune.run import RunFolder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(parse(tiny_recipe), tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def results(finished: RunFolder) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(finished.results.read_text())
+    return content
+
+
+def test_the_folder_is_the_one_that_the_map_shows(finished: RunFolder) -> None:
+    names = {path.name for path in finished.path.iterdir()}
+    assert {
+        "recipe.yaml",
+        "environment.json",
+        "trials.journal",
+        "members",
+        "fused",
+        "results.json",
+        "report.html",
+        "run.log",
+    } <= names
+    assert "work" not in names  # the Trainer's checkpoints are gone
+    assert len(list(finished.members.glob("step-*/member.json"))) == 5
+
+
+def test_results_have_the_promised_keys(results: dict[str, Any]) -> None:
+    assert results["task"] == "sentiment"
+    assert results["primary"] == "accuracy"
+    assert results["members"] == 5
+    assert list(results["methods"]) == ["finetune", "swa", "greedy", "mobo"]
+    for entry in results["methods"].values():
+        assert sum(entry["weights"]) == pytest.approx(1.0)
+        for split in ("validation", "test"):
+            assert set(entry[split]) == {"loss", "accuracy", "matthews_correlation"}
+            for value in entry[split].values():
+                assert value["low"] <= value["value"] <= value["high"]
+                assert value["low"] < value["high"]
+
+
+def test_evaluations_are_counted(results: dict[str, Any]) -> None:
+    counts = {name: entry["evaluations"] for name, entry in results["methods"].items()}
+    assert counts["finetune"] == 5
+    assert counts["swa"] == 1
+    assert 5 < counts["greedy"] <= 10
+    assert counts["mobo"] == 20
+
+
+def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> None:
+    accuracy = {
+        name: entry["validation"]["accuracy"]["value"]
+        for name, entry in results["methods"].items()
+    }
+    assert accuracy["mobo"] == max(accuracy.values())
+    assert accuracy["finetune"] > 0.6  # the members have learned something
+    assert results["chosen"] == "mobo"
+
+
+def test_the_fused_model_predicts_what_was_measured(
+    finished: RunFolder, results: dict[str, Any]
+) -> None:
+    """Loaded as a user would, scored without any code of fusetune."""
+    model = AutoModelForSequenceClassification.from_pretrained(finished.fused)
+    tokenizer = AutoTokenizer.from_pretrained(finished.fused)
+    data = Path(load(finished.recipe_file).task.data)  # type: ignore[arg-type]
+    for split in ("validation", "test"):
+        rows = [json.loads(line) for line in (data / f"{split}.jsonl").open()]
+        batch = tokenizer([r["text"] for r in rows], padding=True, return_tensors="pt")
+        labels = torch.tensor([model.config.label2id[r["label"]] for r in rows])
+        with torch.inference_mode():
+            output = model(**batch, labels=labels)
+        accuracy = (output.logits.argmax(-1) == labels).float().mean().item()
+        measured = results["methods"][results["chosen"]][split]
+        assert accuracy == pytest.approx(measured["accuracy"]["value"])
+        assert output.loss.item() == pytest.approx(measured["loss"]["value"], abs=1e-5)
+
+
+def test_fusion_json_names_members_and_weights(
+    finished: RunFolder, results: dict[str, Any]
+) -> None:
+    record = json.loads((finished.fused / "fusion.json").read_text())
+    weights = [member["weight"] for member in record["members"]]
+    assert weights == results["methods"]["mobo"]["weights"]
+    assert all(len(member["sha256"]) == 64 for member in record["members"])
+
+
+def test_the_average_is_the_weighted_sum_of_the_files(
+    finished: RunFolder, results: dict[str, Any]
+) -> None:
+    from safetensors.torch import load_file
+
+    weights = results["methods"]["mobo"]["weights"]
+    folders = sorted(finished.members.glob("step-*"))
+    members = [load_file(folder / "model.safetensors") for folder in folders]
+    fused = load_file(finished.fused / "model.safetensors")
+    for name, tensor in fused.items():
+        expected = sum(w * m[name].double() for w, m in zip(weights, members, strict=True))
+        assert isinstance(expected, torch.Tensor)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_running_again_does_nothing(finished: RunFolder, tiny_recipe: str) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.path.rglob("*.safetensors")}
+    text = finished.results.read_text()
+    run(parse(tiny_recipe), finished.path)
+    assert finished.results.read_text() == text
+    assert before == {p: p.stat().st_mtime_ns for p in finished.path.rglob("*.safetensors")}
+
+
+def test_another_recipe_needs_force(finished: RunFolder, tiny_recipe: str) -> None:
+    with pytest.raises(RunError, match=r"train\.members: 5 → 4"):
+        run(parse(tiny_recipe, ["train.members=4"]), finished.path)
+
+
+def test_a_stage_needs_the_ones_before(tiny_recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="has not finished the stage search"):
+        run(parse(tiny_recipe), tmp_path / "run", stage="fuse")
+
+
+def test_export_of_another_method(
+    finished: RunFolder, results: dict[str, Any], tmp_path: Path
+) -> None:
+    display = Display(quiet=True)
+    export_model(finished.path, tmp_path / "swa", method="swa", weights=None, display=display)
+    record = json.loads((tmp_path / "swa/fusion.json").read_text())
+    assert [m["weight"] for m in record["members"]] == pytest.approx([0.2] * 5)
+    own = "1,0,0,0,3"
+    export_model(finished.path, tmp_path / "own", method=None, weights=own, display=display)
+    record = json.loads((tmp_path / "own/fusion.json").read_text())
+    assert [m["weight"] for m in record["members"]] == [0.25, 0, 0, 0, 0.75]
+    with pytest.raises(RunError, match="must be 5 non-negative numbers"):
+        export_model(finished.path, tmp_path / "x", method=None, weights="1,2", display=display)
+
+
+def test_the_same_weights_give_the_same_bits_again(
+    finished: RunFolder, results: dict[str, Any]
+) -> None:
+    """What the store remembers is what a new evaluation would give."""
+    bench = open_members(Context(load(finished.recipe_file), finished, Display(quiet=True)))
+    weights = FusionWeights(tuple(results["methods"]["mobo"]["weights"]))
+    remembered = bench.evaluator("validation")(weights)
+    bench.evaluations = None
+    anew = bench.evaluator("validation")(weights)
+    assert remembered.values == anew.values
+    assert remembered.outputs is not None
+    assert anew.outputs is not None
+    assert np.array_equal(remembered.outputs.predictions, anew.outputs.predictions)
+
+
+@pytest.mark.parametrize("objective", ["fused", "fused:swa"])
+def test_bilevel_search(tiny_recipe: str, tmp_path: Path, objective: str) -> None:
+    recipe = parse(
+        tiny_recipe,
+        [
+            f"search.objective={objective}",
+            "search.variant=full",
+            "search.trials=2",
+            "search.pruner=none",
+            "train.epochs=2",
+            "search.epochs=2",
+            "fuse.evaluations=12",
+        ],
+    )
+    folder = run(recipe, tmp_path / "run")
+    record = folder.done("search")
+    assert record is not None
+    results = json.loads(folder.results.read_text())
+    # The winner is trained again with the same seed: the same trajectory, the same value.
+    method = "swa" if objective.endswith("swa") else "mobo"
+    found = results["methods"][method]["validation"]["accuracy"]["value"]
+    assert record["value"] == pytest.approx(found)

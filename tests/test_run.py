@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusetune.errors import RunError
+from fusetune.recipe import Recipe
+from fusetune.recipe_file import parse
+from fusetune.run import RunFolder
+
+RECIPE = """
+task: {data: somewhere, text: sentence, metrics: accuracy}
+model: {name: minilm}
+search: {trials: 0}
+"""
+
+
+def recipe(*overrides: str) -> Recipe:
+    return parse(RECIPE, overrides)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.recipe_file.write_text(recipe().to_yaml())
+    for stage in ("search", "train", "fuse", "report"):
+        run.finish(stage, {"stage": stage})
+    return run
+
+
+def test_the_same_recipe_goes_on(folder: RunFolder) -> None:
+    assert folder.check_recipe(recipe(), stage=None, force=False) is None
+    assert folder.check_recipe(recipe("executor.kind=serial"), stage=None, force=False) is None
+
+
+def test_another_recipe_is_refused_with_what_differs(folder: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"fuse\.evaluations: 90 → 30(.|\n)*--force"):
+        folder.check_recipe(recipe("fuse.evaluations=30"), stage=None, force=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [("fuse.evaluations=30", "fuse"), ("train.members=5", "train"), ("seed=42", "search")],
+)
+def test_force_starts_at_the_first_stage_that_differs(
+    folder: RunFolder, override: str, first: str
+) -> None:
+    assert folder.check_recipe(recipe(override), stage=None, force=True) == first
+
+
+def test_in_a_bilevel_search_everything_concerns_the_search(folder: RunFolder) -> None:
+    changed = recipe("search.objective=fused", "fuse.evaluations=30")
+    assert folder.check_recipe(changed, stage=None, force=True) == "search"
+
+
+def test_force_without_a_difference_starts_the_asked_stage(folder: RunFolder) -> None:
+    assert folder.check_recipe(recipe(), stage="fuse", force=True) == "fuse"
+    assert folder.check_recipe(recipe(), stage=None, force=True) == "search"
+
+
+def test_a_stage_alone_cannot_hide_an_earlier_change(folder: RunFolder) -> None:
+    with pytest.raises(RunError, match="concern the stage search, which comes before fuse"):
+        folder.check_recipe(recipe("seed=1"), stage="fuse", force=True)
+
+
+def test_reset_keeps_what_came_before(folder: RunFolder) -> None:
+    folder.members.mkdir()
+    folder.fused.mkdir()
+    folder.reset("fuse")
+    assert folder.members.is_dir()
+    assert not folder.fused.exists()
+    assert folder.done("train") == {"stage": "train"}
+    assert folder.done("fuse") is None
+    assert folder.done("report") is None
+
+
+def test_a_damaged_record_is_named(folder: RunFolder) -> None:
+    (folder.path / "stages/train.json").write_text("{")
+    with pytest.raises(RunError, match=r"train\.json cannot be read"):
+        folder.done("train")
+
+
+def test_two_drivers_cannot_share_a_folder(folder: RunFolder) -> None:
+    script = (
+        "import sys, time; from fusetune.run import RunFolder\n"
+        "with RunFolder(sys.argv[1]).claim(): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(RunError, match=f"in use by process {other.pid}"),
+            folder.claim(),
+        ):
+            pass
+        other.kill()
+        other.wait()
+    with folder.claim():
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunError, match="cannot be written to"),
+        RunFolder(tmp_path / "file/x").claim(),
+    ):
+        pass
