@@ -41,7 +41,7 @@ class Settings:
     """
 
     kernel: surrogate.Kernel = "matern"
-    candidates: int = 1024
+    candidates: int = 512
     samples: int = 32
     starts: int = 6
     steps: int = 20

@@ -259,12 +259,7 @@ class FusionSampler(RecordingSampler):
         return GreedySoup(members).next_candidate(averages)
 
     def _model(
-        self,
-        number: int,
-        W: Points,
-        Y: NDArray[np.float64],
-        pending: Points,
-        failed: Points,
+        self, number: int, W: Points, Y: NDArray[np.float64], pending: Points, failed: Points
     ) -> Proposal:
         seed = (self.seed, number)
         fallback = ""

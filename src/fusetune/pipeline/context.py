@@ -63,9 +63,8 @@ class Context:
         make = find_task(section.kind)
         unknown = set(section.options) - set(inspect.signature(make).parameters)
         if unknown:
-            raise RecipeError(
-                f"task.options: a task of kind {section.kind} has no {', '.join(sorted(unknown))}."
-            )
+            names = ", ".join(sorted(unknown))
+            raise RecipeError(f"task.options: a task of kind {section.kind} has no {names}.")
         return make(
             section.name or default_name(section.data),
             section.data,

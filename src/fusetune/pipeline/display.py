@@ -15,7 +15,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -73,17 +72,15 @@ class Display:
 
     @contextmanager
     def bar(self, label: str, total: float) -> Iterator[Bar]:
-        """A progress bar with count, elapsed and remaining time, and a text behind it."""
+        """A progress bar with count, remaining time, and a text behind it."""
         if self.quiet:
             yield Bar(None, None)
             return
         progress = Progress(
             TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[text]}"),
             console=self.console,
         )

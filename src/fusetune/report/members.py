@@ -1,0 +1,32 @@
+"""The table of `fusetune members`: what each checkpoint is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from fusetune.members.member import Member
+
+
+def members_table(members: Sequence[Member]) -> Table:
+    """One row per checkpoint: step, architecture, parameters, dtypes, size."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("checkpoint")
+    for heading in ("step", "parameters", "size"):
+        table.add_column(heading, justify="right")
+    table.add_column("dtype")
+    table.add_column("architecture")
+    for member in members:
+        dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in member.tensors.values()})
+        table.add_row(
+            escape(str(member.path)),
+            "–" if member.step is None else f"{member.step:,}",
+            f"{member.num_parameters:,}",
+            decimal(member.nbytes),
+            ", ".join(dtypes),
+            escape(", ".join(member.config.get("architectures") or ["–"])),
+        )
+    return table
