@@ -14,15 +14,16 @@ from fusetune.members.member import Member
 def members_table(members: Sequence[Member]) -> Table:
     """One row per checkpoint: step, architecture, parameters, dtypes, size."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("checkpoint")
+    table.add_column("checkpoint", overflow="fold")
     for heading in ("step", "parameters", "size"):
         table.add_column(heading, justify="right")
     table.add_column("dtype")
-    table.add_column("architecture")
+    table.add_column("architecture", overflow="fold")
+    names = [member.name for member in members]
     for member in members:
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in member.tensors.values()})
         table.add_row(
-            escape(str(member.path)),
+            escape(member.name if names.count(member.name) == 1 else str(member.path)),
             "–" if member.step is None else f"{member.step:,}",
             f"{member.num_parameters:,}",
             decimal(member.nbytes),
