@@ -27,7 +27,8 @@ from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import ProgressReporter, ValidationWatch
 
 STUDY = "search"
-CHECKS = 10  # validations per trial, each of which the pruner may take as its cue
+CHECKS_PER_EPOCH = 2  # validations, each of which the pruner may take as its cue
+CHECKS = (3, 10)  # per trial, at least and at most
 
 
 def search(context: Context) -> dict[str, Any]:
@@ -107,7 +108,9 @@ class _Evaluate:
         def check(step: int, evaluation: Evaluation) -> bool:
             return report(step, evaluation.values[self.primary.name])
 
-        watch = ValidationWatch(context.scorer("validation"), CHECKS, check)
+        epochs = recipe.search.epochs or recipe.train.epochs
+        checks = min(max(round(epochs * CHECKS_PER_EPOCH), CHECKS[0]), CHECKS[1])
+        watch = ValidationWatch(context.scorer("validation"), checks, check)
         progress = ProgressReporter(lambda step, total: self.bar.update(number + step / total))
         callbacks: list[TrainerCallback] = [watch, progress]
         if self._method is not None:
@@ -122,7 +125,7 @@ class _Evaluate:
             context.collate,
             folder / "checkpoints",
             context.training_arguments(params),
-            epochs=recipe.search.epochs or recipe.train.epochs,
+            epochs=epochs,
             seed=recipe.seed,
             device=context.device.type,
             precision=context.precision,
