@@ -23,7 +23,7 @@ LAYERS = (
     ("recipe_file",),
     ("run",),
     ("pipeline",),
-    ("demo",),
+    ("demo", "cli_errors"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fusetune.cli import _disk_full, app
+from fusetune.cli import app
 from fusetune.errors import FusetuneError
 
 runner = CliRunner()
@@ -121,14 +121,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert "run the same command again to go on" in output
     assert "Traceback" not in output
-
-
-def test_a_full_disk_is_found_behind_wrappers() -> None:
-    wrapper = RuntimeError("could not save")
-    wrapper.__cause__ = OSError(28, "No space left on device")
-    assert _disk_full(wrapper)
-    assert _disk_full(RuntimeError("PytorchStreamWriter failed writing file data/0"))
-    assert not _disk_full(RuntimeError("something else"))
 
 
 def test_messages_end_with_the_hint() -> None:

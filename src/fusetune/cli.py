@@ -5,13 +5,12 @@ Nothing heavy is imported before a command runs, so that `--help` is instant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusetune.cli_errors import errors
 from fusetune.errors import FusetuneError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run everything on an embedded data set and a packaged model, in a few minutes."""
-    with _errors():
+    with errors():
         from fusetune.demo import demo_recipe
 
         recipe = demo_recipe(out, overrides or ())
@@ -147,7 +146,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the model of another method, or of weights of your own."""
-    with _errors():
+    with errors():
         from fusetune.pipeline import export_model
         from fusetune.pipeline.display import Display
 
@@ -155,11 +154,40 @@ def export(
 
 
 @app.command()
+def compare(
+    source: Annotated[str, typer.Argument(help="A recipe file or a ready recipe's name.")],
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "41,42,43,44",
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated; the recipe's by default.")
+    ] = None,
+    out: Out = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a recipe once per seed and compare all methods in one table."""
+    with errors():
+        from fusetune.recipe_file import find, load
+
+        path = find(source)
+        chosen = [f"fuse.methods=[{methods}]"] if methods else []
+        recipe = load(path, [*(overrides or ()), *chosen])
+        numbers = _numbers(seeds)
+        from fusetune.pipeline.compare import compare as run_all
+        from fusetune.pipeline.display import Display
+
+        display = Display(quiet=quiet, verbose=verbose)
+        folder = out or Path("runs") / f"compare-{path.stem}"
+        run_all(recipe, folder, numbers, force=force, display=display)
+
+
+@app.command()
 def members(
     paths: Annotated[list[str], typer.Argument(help="Checkpoint folders, or patterns.")],
 ) -> None:
     """List checkpoints and say whether, and why not, they can be fused."""
-    with _errors():
+    with errors():
         from rich.console import Console
 
         from fusetune.members.pool import inspect
@@ -192,7 +220,7 @@ def recipe_show(
     overrides: Overrides = None,
 ) -> None:
     """Show a recipe with every default."""
-    with _errors():
+    with errors():
         from fusetune.recipe_file import find, load
 
         typer.echo(load(find(source), overrides or ()).to_yaml())
@@ -218,7 +246,7 @@ def _stage(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    with _errors():
+    with errors():
         from fusetune.recipe_file import find, load
 
         folder = Path(source)
@@ -235,6 +263,15 @@ def _stage(
         _stages(recipe, out, stage, force=force, quiet=quiet, verbose=verbose)
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FusetuneError(
+            f"--seeds must be whole numbers with commas between them; got {text!r}."
+        ) from None
+
+
 def _stages(
     recipe: Recipe, out: Path, stage: str | None, *, force: bool, quiet: bool, verbose: bool
 ) -> None:
@@ -245,48 +282,6 @@ def _stages(
 
     display = Display(quiet=quiet, verbose=verbose)
     run_pipeline(recipe, out, stage=stage, force=force, display=display)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One clear message and exit code 2 for a user's mistake, 130 for Ctrl-C."""
-    try:
-        yield
-    except FusetuneError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.secho(
-            "\nInterrupted. What is finished is kept: run the same command again to go on.",
-            fg="yellow",
-            err=True,
-        )
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if not _disk_full(error):
-            raise
-        typer.secho(
-            f"Error: the disk is full ({error}). Make room, then run the same command again: "
-            "it goes on where it stopped.",
-            fg="red",
-            err=True,
-        )
-        raise typer.Exit(2) from None
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is at the root of an error; libraries wrap it in their own."""
-    import errno
-
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        text = str(error)
-        # safetensors and PyTorch's writer have no error numbers.
-        if "No space left on device" in text or "PytorchStreamWriter failed writing" in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def main() -> None:

@@ -35,18 +35,27 @@ def require_space(folder: str | Path, needed: int, margin: int = MARGIN) -> None
         )
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is at the root of an error; libraries wrap it in their own."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # safetensors and PyTorch's writer tell it in words only.
+        if any(
+            words in str(error) for words in ("No space left", "PytorchStreamWriter failed")
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextlib.contextmanager
 def full_disk_is_an_error(folder: str | Path) -> Iterator[None]:
-    """Turn "no space left" raised inside the block into a `StageError`.
-
-    safetensors reports the operating system's error as text in an exception of its own.
-    """
+    """Turn "no space left" raised inside the block into a `StageError`."""
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
+        if isinstance(error, StageError) or not is_disk_full(error):
             raise
         free = shutil.disk_usage(Path(folder).absolute().anchor).free
         with contextlib.suppress(OSError):

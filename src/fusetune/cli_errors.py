@@ -1,0 +1,27 @@
+"""What a user sees when something goes wrong: one message, an exit code, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from fusetune.errors import FusetuneError
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """One clear message and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        yield
+    except FusetuneError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            "\nInterrupted. What is finished is kept: run the same command again to go on.",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fusetune.report.comparison import (
+    Comparison,
+    compare,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_table,
+)
+
+
+def results(seed: int, **test: float) -> dict[str, Any]:
+    def entry(value: float) -> dict[str, Any]:
+        split = {"f1_score": {"value": value}, "loss": {"value": 1 - value}}
+        return {"validation": split, "test": split, "evaluations": 15, "seconds": 2.0}
+
+    methods = {name: entry(value) for name, value in test.items()}
+    return {"task": "cola", "primary": "f1_score", "seed": seed, "methods": methods}
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    return compare(
+        [
+            results(41, finetune=0.50, swa=0.55, mobo=0.58, oracle=0.60),
+            results(42, finetune=0.54, swa=0.53, mobo=0.60, oracle=0.64),
+        ]
+    )
+
+
+def test_mean_and_deviation_over_seeds(comparison: Comparison) -> None:
+    rows = {row.method: row for row in comparison.rows}
+    assert comparison.seeds == (41, 42)
+    assert rows["finetune"].test.mean == pytest.approx(0.52)
+    assert rows["finetune"].test.deviation == pytest.approx(0.04 / 2**0.5)
+    assert rows["mobo"].test_loss.mean == pytest.approx(0.41)
+    assert rows["mobo"].seconds == 2.0
+
+
+def test_the_share_of_the_distance_to_the_oracle(comparison: Comparison) -> None:
+    closed = {row.method: row.closed for row in comparison.rows}
+    assert closed["finetune"] == 0.0
+    assert closed["mobo"] == pytest.approx((0.59 - 0.52) / (0.62 - 0.52))
+    assert closed["oracle"] == 1.0
+    without = compare([results(41, finetune=0.5, mobo=0.6)])
+    assert all(row.closed is None for row in without.rows)
+
+
+def test_only_methods_that_every_seed_has() -> None:
+    rows = compare([results(41, swa=0.5, mobo=0.6), results(42, swa=0.5)]).rows
+    assert [row.method for row in rows] == ["swa"]
+
+
+def test_one_seed_has_no_deviation() -> None:
+    data = to_json(compare([results(41, swa=0.5)]))
+    assert data["rows"][0]["test"] == {"mean": 0.5, "deviation": None, "n": 1}
+
+
+def test_other_tasks_are_refused() -> None:
+    other = {**results(42, swa=0.5), "task": "rte"}
+    with pytest.raises(ValueError, match="one task and one primary metric"):
+        compare([results(41, swa=0.5), other])
+
+
+def test_every_form_shows_the_same(comparison: Comparison) -> None:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_table(comparison))
+    text = console.export_text()
+    for form in (text, to_markdown(comparison)):
+        assert "0.5900 ± 0.0141" in form
+        assert "70%" in form
+    latex = to_latex(comparison)
+    assert "0.5900 $\\pm$ 0.0141" in latex
+    assert "70\\%" in latex
+    assert "f1 score" in latex
+    assert latex.count("\\\\") == 1 + len(comparison.rows)
