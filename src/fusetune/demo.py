@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from fusetune.errors import RunError
+from fusetune.members.disk import full_disk_is_an_error
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import load, ready
 from fusetune.tasks.demo import write
@@ -18,7 +20,18 @@ def demo_recipe(out: Path, overrides: Iterable[str] = ()) -> Recipe:
     Args:
         out: The run folder; the data go to its `data` folder.
         overrides: Dotted keys.
+
+    Raises:
+        RunError: If the folder cannot be written to.
+        StageError: If the disk is full.
     """
     recipe = load(ready()["demo"], [f"task.data={out / 'data'}", *overrides])
-    write(out / "data", seed=recipe.seed, **SIZES)
+    try:
+        with full_disk_is_an_error(out):
+            write(out / "data", seed=recipe.seed, **SIZES)
+    except OSError as error:
+        raise RunError(
+            f"The run folder {out} cannot be written to: {error.strerror}.",
+            "Give another folder with --out.",
+        ) from error
     return recipe
