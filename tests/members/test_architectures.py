@@ -105,6 +105,27 @@ def test_ties_hold(
     assert torch.equal(embedding, pool.load_tensor(1, stored))
 
 
+@pytest.mark.parametrize("form", [ResidentAverage, StreamingAverage])
+@pytest.mark.parametrize("name", ["bert-tied", "llama-tied", "gpt2-tied", "t5-tied"])
+def test_tied_tensors_count_once_in_gradient_products(
+    name: str, form: Callable[..., Average], save_members: Callable[..., Path]
+) -> None:
+    pool = MemberPool.open(save_members(MODELS[name]))
+    model = MODELS[name]().eval()
+    average = form(pool, model)
+    average.into_model(WEIGHTS)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.get_input_embeddings().weight.grad is not None
+    gradients = [p.grad for p in model.parameters()]
+    expected = []
+    for member in pool.members:
+        own = type(model).from_pretrained(member.path).parameters()  # a tied one once
+        pairs = zip(gradients, own, strict=True)
+        expected.append(sum(float((g * p).double().sum()) for g, p in pairs if g is not None))
+    assert average.gradient_products() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_both_names_of_a_tied_tensor_may_be_stored_if_equal(
     save_members: Callable[..., Path], edit: Callable[..., None]
 ) -> None:

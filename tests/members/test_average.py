@@ -182,6 +182,112 @@ class TestArithmetic:
             average.tensors(FusionWeights.uniform(4))
 
 
+class TestGradientProducts:
+    def batch(self) -> dict[str, Tensor]:
+        ids = torch.randint(0, 31, (6, 5), generator=torch.Generator().manual_seed(1))
+        return {"input_ids": ids, "labels": torch.tensor([0, 1, 1, 0, 1, 0])}
+
+    def explicit(self, pool: MemberPool, model: nn.Module) -> list[float]:
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return [
+            sum(float((g.double() * file[n].double()).sum()) for n, g in gradients.items())
+            for file in (member_file(pool, i) for i in range(len(pool)))
+        ]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_are_the_explicit_sums(
+        self,
+        form: Callable[..., Average],
+        save_members: Callable[..., Path],
+        bert: PreTrainedModel,
+        dtype: torch.dtype,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "TILE", 256)  # tensors that cross tiles
+        pool = MemberPool.open(save_members(k=4, dtype=dtype))
+        average = form(pool, bert)
+        for weights in (FusionWeights.uniform(4), FusionWeights((0.0, 0.7, 0.0, 0.3))):
+            average.into_model(weights)
+            bert.zero_grad()
+            bert.eval()(**self.batch()).loss.backward()
+            products = average.gradient_products()
+            assert products.shape == (4,)
+            assert products.dtype == "float64"
+            assert products == pytest.approx(self.explicit(pool, bert), rel=1e-4, abs=1e-5)
+
+    def test_are_the_derivative_of_the_loss(
+        self,
+        form: Callable[..., Average],
+        save_members: Callable[..., Path],
+        bert: PreTrainedModel,
+    ) -> None:
+        pool = MemberPool.open(save_members(dtype=torch.float64))
+        average = form(pool, bert.double().eval())
+
+        def loss(w: tuple[float, ...]) -> Tensor:
+            average.into_model(FusionWeights(w))
+            value: Tensor = bert(**self.batch()).loss
+            return value
+
+        loss((0.4, 0.3, 0.3)).backward()
+        products = average.gradient_products()
+        step = 1e-5
+        with torch.no_grad():
+            difference = loss((0.4 + step, 0.3 - step, 0.3)) - loss(
+                (0.4 - step, 0.3 + step, 0.3)
+            )
+        assert products[0] - products[1] == pytest.approx(
+            float(difference) / (2 * step), rel=1e-4
+        )
+
+    def test_both_forms_give_the_same_bits(
+        self, bert_members: Path, other_bert: Callable[[], PreTrainedModel]
+    ) -> None:
+        pool = MemberPool.open(bert_members)
+        found = []
+        for form in FORMS:
+            model = other_bert().eval()
+            average = form(pool, model)
+            average.into_model(FusionWeights((0.2, 0.3, 0.5)))
+            model(**self.batch()).loss.backward()
+            found.append(average.gradient_products().tolist())
+        assert found[0] == found[1]
+
+    def test_what_has_no_gradient_counts_zero_whatever_it_holds(
+        self,
+        form: Callable[..., Average],
+        copied_members: Path,
+        bert: PreTrainedModel,
+        edit: Edit,
+    ) -> None:
+        name = "bert.embeddings.position_embeddings.weight"
+        edit(copied_members / "step-20", lambda t: t[name].fill_(math.inf))
+        pool = MemberPool.open(copied_members)
+        average = form(pool, bert.eval())
+        assert average.gradient_products().tolist() == [0.0, 0.0, 0.0]
+        bert.get_parameter(name).requires_grad_(False)
+        average.into_model(FusionWeights((0.5, 0.0, 0.5)))
+        bert(**self.batch()).loss.backward()
+        products = average.gradient_products()
+        assert products == pytest.approx(self.explicit(pool, bert), rel=1e-4, abs=1e-5)
+
+    def test_parameters_that_share_memory_count_together(
+        self, form: Callable[..., Average], raw_members: Callable[..., Path]
+    ) -> None:
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a = nn.Parameter(torch.zeros(3))
+                self.b = nn.Parameter(self.a.detach())  # another object, the same memory
+
+        states = [{"a": torch.arange(3.0) + i} for i in range(2)]
+        model = Twice()
+        average = form(MemberPool.open(raw_members(states)), model)
+        average.into_model(FusionWeights.uniform(2))
+        (model.a.sum() + 2.0 * model.b.sum()).backward()
+        assert average.gradient_products().tolist() == [9.0, 18.0]
+
+
 class TestDtypes:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_16_bit_members_are_summed_in_float32_and_rounded_once(

@@ -142,6 +142,38 @@ def test_squared_errors_are_the_models_own(
     assert outputs.loss.mean() == pytest.approx(model(**batch).loss.item(), rel=1e-6)
 
 
+def test_loss_is_the_models_own_with_its_gradient(
+    folder: Write, tiny_bert: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    task: Task = classification(folder(**three(["a", "b", "b"])))
+    model = task.build(tiny_bert).eval()
+    encoded = task.encode("train", tokenizer, None)
+    batch = task.collate(tokenizer)([encoded[i] for i in range(3)])
+    gradients = []
+    for loss in (task.loss(model, batch), model(**batch).loss):
+        model.zero_grad()
+        loss.backward()
+        gradients.append(model.classifier.weight.grad.clone())
+    assert float(task.loss(model, batch)) == pytest.approx(float(loss))
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_many_models_are_scored_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    names = ["accuracy", "f1", "macro_f1", "matthews_correlation"]
+    number = rng.normal(size=(6, 20, 1)).astype(np.float32)
+    tasks = (classification("unused", metrics=names), regression("unused"))
+    predictions = (rng.normal(size=(6, 20, 2)).astype(np.float32), number)
+    labels = (rng.integers(0, 2, 20), rng.normal(size=20))
+    for task, z, y in zip(tasks, predictions, labels, strict=True):
+        together = task.score_many(z, y)
+        for i in range(6):
+            loss = task.losses(torch.from_numpy(z[i]), torch.from_numpy(y)).numpy()
+            alone = task.score(Outputs(loss, z[i]), y)
+            assert {n: v[i] for n, v in together.items()} == pytest.approx(alone, rel=1e-6)
+
+
 def test_logits_of_half_precision_give_float32_losses(folder: Write) -> None:
     task = classification(folder(**three(["a", "b", "b"])))
     logits = torch.tensor([[2.0, -1.0]], dtype=torch.bfloat16)

@@ -113,6 +113,41 @@ def test_a_correlation_with_what_says_nothing_is_zero(name: str, guess: float) -
     assert metric.value(labels[:, None], np.full(5, 0.1)) == 0.0
 
 
+@pytest.mark.parametrize("name", list(metrics.METRICS))
+@pytest.mark.parametrize("rows", [2, 3, 40])
+def test_many_models_at_once_have_the_values_of_each(name: str, rows: int) -> None:
+    rng = np.random.default_rng(2)
+    metric = metrics.find(name)
+    if metrics.CLASSIFICATION in metric.kinds:
+        predictions = rng.normal(size=(50, rows, 2)).astype(np.float32)
+        labels = rng.integers(0, 2, rows)
+    else:
+        predictions = (100.0 + rng.normal(size=(50, rows, 1)).round(1)).astype(np.float32)
+        predictions[7] = 3.0
+        predictions[8, 0] = np.nan
+        labels = rng.normal(size=rows).round(1)
+    np.testing.assert_allclose(
+        metric.batched(predictions, labels),
+        [metric.value(p, labels) for p in predictions],
+        atol=1e-9,
+    )
+    constant = np.ones_like(labels)
+    np.testing.assert_allclose(
+        metric.batched(predictions, constant),
+        [metric.value(p, constant) for p in predictions],
+        atol=1e-12,
+    )
+
+
+def test_many_models_of_five_classes() -> None:
+    rng = np.random.default_rng(3)
+    predictions, labels = rng.normal(size=(9, 30, 5)), rng.integers(0, 4, 30)
+    for name in ("accuracy", "macro_f1", "matthews_correlation"):
+        metric = metrics.find(name)
+        expected = [metric.value(p, labels) for p in predictions]
+        np.testing.assert_allclose(metric.batched(predictions, labels), expected, atol=1e-12)
+
+
 def test_nearly_constant_predictions_give_no_warning() -> None:
     predictions = 1.0 + 1e-16 * np.arange(9)[:, None]
     assert np.isfinite(metrics.find("pearson").value(predictions, np.arange(9.0)))

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from torch import nn
 
+from fusetune.errors import StageError
 from fusetune.evaluation.evaluation import Evaluation
+from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import Objective
@@ -66,6 +68,23 @@ class Evaluator:
     def seconds(self) -> float:
         """Seconds that their evaluations took."""
         return sum(evaluation.seconds for evaluation in self._asked.values())
+
+    def scorer(self, needed_by: str) -> Scorer:
+        """`score`, for methods that need its task, batches and labels.
+
+        Args:
+            needed_by: Who asks, for the message.
+
+        Raises:
+            StageError: If `score` is a function that knows no task.
+        """
+        if not isinstance(self.score, Scorer):
+            raise StageError(
+                f"{needed_by} needs a task, with its loss and labels; this evaluator has only "
+                "a function that scores models.",
+                hint="Evaluate with fusetune.evaluation.scorer.Scorer.",
+            )
+        return self.score
 
     def fresh(self) -> Evaluator:
         """The same evaluator with its counters at zero, for the next method."""

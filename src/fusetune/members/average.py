@@ -12,11 +12,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.binding import bind, check_length, same_bits, tied_names
+from fusetune.members.binding import bind, check_length, same_bits, tied_names, write
+from fusetune.members.gradient import part_of_gradient
 from fusetune.members.kernel import Kernel, Mix
 from fusetune.members.layout import TILE, Group, lay_out
 from fusetune.members.member import Members
@@ -92,6 +95,29 @@ class Average(ABC):
                 for piece in group.pieces(tile):
                     result[piece.name].view(-1)[piece.tensor].copy_(total[piece.tile])
         return result
+
+    def gradient_products(self) -> NDArray[np.float64]:
+        """<∂L/∂θ̄, θ_i> of every member, after a backward pass: ∂L/∂w, `k`.
+
+        θ̄ is linear in w, so these k numbers are the whole gradient. Products are made in
+        float32 (float64 for float64 members) by pieces of tensors and added in float64.
+        Tensors without a gradient (frozen, unused, buffers) count zero;
+        rounding to 16 bits counts as the identity. One pass over the members, like an
+        average, and no memory besides the model's gradient.
+        """
+        products = torch.zeros(self._k, dtype=torch.float64, device=self._device)
+        everyone = FusionWeights.uniform(self._k)
+        for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
+            mix = Mix.of(everyone, group.accumulator, self._device)
+            for tile in range(group.num_tiles):
+                rows: Tensor | None = None
+                for piece in group.pieces(tile):
+                    gradient = part_of_gradient(self._targets[piece.name], piece.tensor)
+                    if gradient is None:
+                        continue
+                    rows = self._rows(group, tile, mix) if rows is None else rows
+                    products += kernel.products(rows[:, piece.tile], gradient)
+        return products.cpu().numpy()
 
     def _tiles(self, weights: FusionWeights) -> Iterator[tuple[Group, int, Tensor]]:
         """Group, tile number and average of each tile, in a buffer that is used again."""
@@ -230,7 +256,7 @@ class StreamingAverage(Average):
             for group, tile, total in self._tiles(weights):
                 for piece in group.pieces(tile):
                     for target in self._targets[piece.name]:
-                        _write(target, piece.tensor, total[piece.tile])
+                        write(target, piece.tensor, total[piece.tile])
 
     def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
         columns = group.columns(tile)
@@ -240,15 +266,6 @@ class StreamingAverage(Average):
                 source = self.pool.load_tensor(i, piece.name).view(-1)
                 rows[i, piece.tile].copy_(source[piece.tensor])
         return rows
-
-
-def _write(target: Tensor, part: slice, values: Tensor) -> None:
-    """Set elements `part` of a tensor, counted in row-major order."""
-    if target.is_contiguous():
-        target.view(-1)[part].copy_(values)
-    else:
-        index = torch.arange(part.start, part.stop, device=target.device)
-        target[torch.unravel_index(index, target.shape)] = values.to(target)
 
 
 def plan(

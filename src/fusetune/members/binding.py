@@ -73,6 +73,15 @@ def tied_names(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> list[tupl
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
+def write(target: Tensor, part: slice, values: Tensor) -> None:
+    """Set elements `part` of a tensor, counted in row-major order."""
+    if target.is_contiguous():
+        target.view(-1)[part].copy_(values)
+    else:
+        index = torch.arange(part.start, part.stop, device=target.device)
+        target[torch.unravel_index(index, target.shape)] = values.to(target)
+
+
 def check_length(weights: FusionWeights, k: int) -> None:
     """Raise `ValueError` unless there is one weight per member."""
     if len(weights) != k:

@@ -1,4 +1,4 @@
-"""Σ w_i θ_i over one tile: the only arithmetic of averaging.
+"""Σ w_i θ_i over one tile, and <g, θ_i>: the only arithmetic of averaging.
 
 The sum is a matrix-vector product in float32 over the members whose weight is not zero.
 A member of zero weight is not read at all: it must not bring in a NaN, and it costs nothing.
@@ -96,6 +96,16 @@ class Kernel:
                 out.addmv_(part.t(), mix.vector[start:stop])
         if self._converts:
             out.copy_(out.to(self._stored))
+
+    def products(self, rows: Tensor, vector: Tensor) -> Tensor:
+        """The product of every row with one vector, `k`, in the accumulator's dtype.
+
+        Args:
+            rows: `k x n`, as stored; all of them are read.
+            vector: `n`, of any floating dtype and on any device.
+        """
+        wide = self._widened(rows, 0, rows.shape[0])
+        return torch.mv(wide, vector.to(wide))
 
     def _widened(self, rows: Tensor, start: int, stop: int) -> Tensor:
         if self._wide is None:

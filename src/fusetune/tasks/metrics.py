@@ -1,9 +1,10 @@
 """Metrics of a whole split, by name.
 
 `value` is scikit-learn's or SciPy's; `resampled` gives what `value` would give on bootstrap
-samples. Where a metric is not defined its value is 0, never NaN: F1 of a class that is
-neither present nor predicted, Matthews correlation of constant labels or predictions,
-correlations of a constant, of fewer than two rows, or of predictions that are not finite.
+samples, and `batched` what it gives for each of many models. Where a metric is not defined
+its value is 0, never NaN: F1 of a class that is neither present nor predicted, Matthews
+correlation of constant labels or predictions, correlations of a constant, of fewer than two
+rows, or of predictions that are not finite.
 Macro F1 is the mean over the classes that are present or predicted, as in scikit-learn.
 """
 
@@ -24,7 +25,7 @@ from sklearn import metrics as sklearn_metrics
 
 from fusetune.errors import RecipeError
 from fusetune.objective import Direction
-from fusetune.tasks import resampling
+from fusetune.tasks import batched, resampling
 
 CLASSIFICATION = "sequence-classification"
 REGRESSION = "regression"
@@ -40,6 +41,7 @@ class Metric:
         kinds: Task kinds that it applies to.
         value: (predictions `n x c`, labels `n`) → value.
         resampled: (predictions `n x c`, labels `n`, counts `B x n`) → `B` values.
+        batched: (predictions `B x n x c`, labels `n`) → `B` values.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Metric:
     kinds: tuple[str, ...]
     value: Callable[[NDArray[Any], NDArray[Any]], float]
     resampled: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float64]]
+    batched: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
 
 
 def _accuracy(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
@@ -94,11 +97,19 @@ def f1(positive: int = 1) -> Metric:
         (CLASSIFICATION,),
         functools.partial(_f1, positive=positive),
         functools.partial(resampling.f1, positive=positive),
+        functools.partial(batched.f1, positive=positive),
     )
 
 
 _ALL = (
-    Metric("accuracy", "maximize", (CLASSIFICATION,), _accuracy, resampling.accuracy),
+    Metric(
+        "accuracy",
+        "maximize",
+        (CLASSIFICATION,),
+        _accuracy,
+        resampling.accuracy,
+        batched.accuracy,
+    ),
     f1(),
     Metric(
         "macro_f1",
@@ -106,9 +117,15 @@ _ALL = (
         (CLASSIFICATION,),
         functools.partial(_f1, positive=None),
         resampling.macro_f1,
+        batched.macro_f1,
     ),
     Metric(
-        "matthews_correlation", "maximize", (CLASSIFICATION,), _matthews, resampling.matthews
+        "matthews_correlation",
+        "maximize",
+        (CLASSIFICATION,),
+        _matthews,
+        resampling.matthews,
+        batched.matthews,
     ),
     Metric(
         "pearson",
@@ -116,6 +133,7 @@ _ALL = (
         (REGRESSION,),
         functools.partial(_correlation, ranks=False),
         resampling.pearson,
+        batched.pearson,
     ),
     Metric(
         "spearman",
@@ -123,6 +141,7 @@ _ALL = (
         (REGRESSION,),
         functools.partial(_correlation, ranks=True),
         resampling.spearman,
+        batched.spearman,
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -47,15 +47,34 @@ class Confusion:
         return cls(hits, guesses, truths, total=truths.sum(axis=1))
 
     @property
+    def accuracy(self) -> Floats:
+        """`B`; share of rows that are predicted rightly."""
+        return ratio(self.hits.sum(axis=1), self.total)
+
+    @property
     def f1(self) -> Floats:
         """`B x c`; 0 where a class is neither present nor predicted."""
         return ratio(2.0 * self.hits, self.guessed + self.true)
 
+    @property
+    def macro_f1(self) -> Floats:
+        """`B`; mean F1 of the classes that are there, as labels or as predictions."""
+        seen = (self.guessed + self.true > 0).sum(axis=1)
+        return ratio(self.f1.sum(axis=1), seen.astype(np.float64))
+
+    @property
+    def matthews(self) -> Floats:
+        """`B`; Matthews correlation, for any number of classes (R_K of Gorodkin 2004)."""
+        covariance = self.hits.sum(axis=1) * self.total
+        covariance = covariance - (self.guessed * self.true).sum(axis=1)
+        spread_guessed = self.total**2 - (self.guessed**2).sum(axis=1)
+        spread_true = self.total**2 - (self.true**2).sum(axis=1)
+        return ratio(covariance, np.sqrt(spread_guessed * spread_true))
+
 
 def accuracy(predictions: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any]) -> Floats:
     """Share of rows that are predicted rightly."""
-    confusion = Confusion.of(predictions, labels, counts)
-    return ratio(confusion.hits.sum(axis=1), confusion.total)
+    return Confusion.of(predictions, labels, counts).accuracy
 
 
 def f1(
@@ -67,18 +86,12 @@ def f1(
 
 def macro_f1(predictions: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any]) -> Floats:
     """Mean F1 of the classes that a sample has, as labels or as predictions."""
-    confusion = Confusion.of(predictions, labels, counts)
-    seen = (confusion.guessed + confusion.true > 0).sum(axis=1)
-    return ratio(confusion.f1.sum(axis=1), seen.astype(np.float64))
+    return Confusion.of(predictions, labels, counts).macro_f1
 
 
 def matthews(predictions: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any]) -> Floats:
-    """Matthews correlation, for any number of classes (R_K of Gorodkin 2004)."""
-    c = Confusion.of(predictions, labels, counts)
-    covariance = c.hits.sum(axis=1) * c.total - (c.guessed * c.true).sum(axis=1)
-    spread_guessed = c.total**2 - (c.guessed**2).sum(axis=1)
-    spread_true = c.total**2 - (c.true**2).sum(axis=1)
-    return ratio(covariance, np.sqrt(spread_guessed * spread_true))
+    """Matthews correlation, for any number of classes."""
+    return Confusion.of(predictions, labels, counts).matthews
 
 
 def pearson(predictions: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any]) -> Floats:

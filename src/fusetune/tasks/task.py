@@ -113,8 +113,23 @@ class Task(Protocol):
         """Loss and predictions of each example of a batch that is on the model's device."""
         ...
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean training loss of a batch that is on the model's device, differentiable."""
+        ...
+
     def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
         """Every objective by name over a whole split, natural sign."""
+        ...
+
+    def score_many(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """What `score` would give for each of B models, `B` values per objective.
+
+        Args:
+            predictions: `B x n x c`; each model's predictions, as in `Outputs`.
+            labels: `n`.
+        """
         ...
 
     def resample(

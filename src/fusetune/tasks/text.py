@@ -164,16 +164,32 @@ class TextTask(ABC):
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Loss and float32 logits of each example; the labels are not shown to the model."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs).logits.float()
+        logits = _logits(model, batch)
         losses = self.losses(logits, batch["labels"])
         return Outputs(losses.cpu().numpy(), logits.cpu().numpy())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch, as in training, with a graph behind it."""
+        return self.losses(_logits(model, batch), batch["labels"]).mean()
 
     def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
         """Mean loss and every metric over a whole split."""
         values = {LOSS.name: float(outputs.loss.mean(dtype=np.float64))}
         for metric in self.metrics:
             values[metric.name] = metric.value(outputs.predictions, labels)
+        return values
+
+    @torch.no_grad()
+    def score_many(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Mean loss and every metric of B models' predictions, `B x n x c`."""
+        number, n, width = predictions.shape
+        logits = torch.from_numpy(np.ascontiguousarray(predictions)).view(number * n, width)
+        losses = self.losses(logits, torch.from_numpy(labels).repeat(number)).view(number, n)
+        values = {LOSS.name: losses.mean(dim=1, dtype=torch.float64).numpy()}
+        for metric in self.metrics:
+            values[metric.name] = metric.batched(predictions, labels)
         return values
 
     def resample(
@@ -216,6 +232,13 @@ class _Collator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return dict(self.pad([dict(feature) for feature in features]))
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """float32 logits; the labels are not shown to the model."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits.float()
+    return logits
 
 
 def unlabelled(split: SplitName, part: Part, label: str) -> DataError:

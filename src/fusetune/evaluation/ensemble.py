@@ -1,0 +1,81 @@
+"""What the mixture Σ w_i z_i of the members' predictions says about θ̄(w), at no cost.
+
+z_i are member i's predictions (logits) on every example of a split, known after k
+evaluations. To first order in the distances of the members, the fused model's predictions
+are that mixture [Wortsman2022].
+
+.. [Wortsman2022] M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned
+   models improves accuracy without increasing inference time. ICML 2022, section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.weights import FusionWeights
+from fusetune.tasks.task import Task
+
+BLOCK = 1 << 21  # predictions that are mixed at once; 8 MB
+
+
+class Ensemble:
+    """Values of mixtures of k members' predictions on one split.
+
+    Args:
+        predictions: `k x n x c`, as in `Outputs`.
+        labels: `n`.
+        task: Scores predictions.
+    """
+
+    def __init__(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any], task: Task
+    ) -> None:
+        self.predictions = np.asarray(predictions, dtype=np.float32)
+        self.labels = labels
+        self.task = task
+        k, self._n, self._c = self.predictions.shape
+        flat = self.predictions.reshape(k, -1)
+        self._broken: NDArray[np.bool_] = np.logical_not(np.isfinite(flat).all(axis=1))  # k
+        self._flat = np.where(self._broken[:, None], np.float32(0.0), flat)
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, k: int) -> Ensemble:
+        """The ensemble of the k members, each of which is evaluated.
+
+        Raises:
+            StageError: If the evaluator's score knows no task.
+        """
+        scorer = evaluator.scorer("The ensemble of the members' predictions")
+        predictions = []
+        for i in range(k):
+            outputs = evaluator(FusionWeights.one_hot(i, k)).outputs
+            assert outputs is not None  # a Scorer always gives them
+            predictions.append(outputs.predictions)
+        return cls(np.stack(predictions), scorer.encoded.labels, scorer.task)
+
+    def predict(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Every objective by name, `b` values each, natural sign.
+
+        Exact for a single member. A mixture with a member whose predictions are not
+        finite is NaN.
+
+        Args:
+            weights: `b x k`; rows on the simplex.
+        """
+        weights = np.asarray(weights, dtype=np.float64)
+        size = max(1, BLOCK // (self._n * self._c))
+        blocks = [
+            self._block(weights[start : start + size]) for start in range(0, len(weights), size)
+        ]
+        names = [objective.name for objective in self.task.objectives]
+        return {n: np.concatenate([np.empty(0), *(b[n] for b in blocks)]) for n in names}
+
+    def _block(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        mixed = weights.astype(np.float32) @ self._flat  # b x n c
+        values = self.task.score_many(mixed.reshape(-1, self._n, self._c), self.labels)
+        spoilt = (weights[:, self._broken] > 0.0).any(axis=1)
+        return {name: np.where(spoilt, np.nan, value) for name, value in values.items()}
