@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fusetune.errors import closest
+from fusetune.errors import RecipeError, closest
 
 Scalar = bool | int | float | str | None
 SplitName = Literal["train", "validation", "test"]
@@ -159,20 +159,48 @@ class TrainSection(Section):
 class FuseSection(Section):
     """The inner search, over the fusion weights w."""
 
-    sampler: Literal["mobo"] = "mobo"
+    sampler: Literal["mobo", "bo", "random", "tpe", "nsga2", "cmaes", "gp"] = Field(
+        "mobo", description="What proposes w; another than mobo takes its row and its place."
+    )
     evaluations: int = Field(90, ge=2, description="In all, the starting points included.")
     methods: list[str] = Field(default_factory=lambda: ["finetune", "swa", "greedy", "mobo"])
-    choose: Literal["best"] = Field(
-        "best", description="best: the highest primary metric on validation."
+    choose: Literal["consensus", "best", "posterior", "knee", "constraint"] = Field(
+        "consensus", description="Rule by which the fused model is chosen on validation."
+    )
+    constraint: str | None = Field(
+        None, description='Bounds and a goal, as "loss <= 0.5, max f1".'
     )
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: list[str]) -> list[str]:
         from fusetune.methods import available
+        from fusetune.report.content import REFERENCES
 
         _check_names("method", value, available())
+        if REFERENCES.issuperset(value):
+            raise ValueError("give at least one method whose weights may be chosen")
         return list(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _constraint_can_be_read(self) -> FuseSection:
+        from fusetune.optimization.constraint import Constraint
+
+        if self.constraint is not None:
+            try:
+                Constraint.parse(self.constraint)
+            except RecipeError as error:
+                raise ValueError(str(error)) from error
+        elif self.choose == "constraint":
+            raise ValueError(
+                "choose: constraint needs fuse.constraint, as 'loss <= 0.5, max f1'"
+            )
+        return self
+
+    @property
+    def rows(self) -> list[str]:
+        """The methods, with the sampler in the place of `mobo`."""
+        return list(dict.fromkeys(self.sampler if m == "mobo" else m for m in self.methods))
 
 
 class ExecutorSection(BaseModel):

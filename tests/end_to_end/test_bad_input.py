@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fusetune.errors import FusetuneError, StageError
+from fusetune.errors import FusetuneError, MemberError, StageError
 from fusetune.members import disk
 from fusetune.pipeline import run
 from fusetune.recipe_file import parse
@@ -99,6 +99,10 @@ def test_is_found_before_any_training(
         ("train.epochs=0.1", "5 members need at least 5 steps"),
         ("train.arguments={lr_scheduler_type: zigzag}", "TrainingArguments refuses"),
         ("task.split={hold_out: 400}", "hold_out"),
+        ("fuse.constraint='loss <= 1, max f1'", "no objective 'f1'"),
+        ("fuse.constraint='loss'", "bounds and one goal"),
+        ("fuse.choose=constraint", r"needs fuse\.constraint"),
+        ("fuse.methods=[oracle]", "at least one method whose weights may be chosen"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -149,3 +153,27 @@ def test_a_trial_that_diverges_is_not_the_end(tiny_recipe: str, tmp_path: Path) 
     record = folder.done("search")
     assert record is not None
     assert record["params"] == {"learning_rate": 1e-3}
+
+
+SHORT = ["search.trials=0", "train.epochs=2", "fuse.evaluations=8", "fuse.sampler=random"]
+
+
+def test_members_that_are_all_the_same(tiny_recipe: str, tmp_path: Path) -> None:
+    recipe = parse(tiny_recipe, [*SHORT, "train.arguments={learning_rate: 0.0}"])
+    with pytest.raises(MemberError, match=r"All 5 members are the same, step-.*learning rate"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run/methods").exists()
+
+
+def test_one_class_on_validation_is_said_and_not_the_end(
+    tiny_recipe: str, sentiment: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(sentiment, tmp_path / "data")
+    change(data, "validation", lambda rows: ({**r, "label": "good"} for r in rows))
+    settings = [*SHORT, f"task.data={data}", "task.metrics=[matthews_correlation]",
+                "train.arguments={learning_rate: 1.0e-3}"]  # fmt: skip
+    folder = run(parse(tiny_recipe, settings), tmp_path / "run")
+    results = json.loads(folder.results.read_text())
+    assert results["methods"]["random"]["validation"]["matthews_correlation"]["value"] == 0.0
+    expected = "All 120 labels of validation are the same; matthews_correlation not defined"
+    assert any(note.startswith(expected) for note in results["notes"])

@@ -14,7 +14,8 @@ from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import run
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
-from fusetune.pipeline.fuse import export_model, open_members
+from fusetune.pipeline.export import export_model
+from fusetune.pipeline.workbench import open_members
 from fusetune.recipe_file import load, parse
 from fusetune.run import RunFolder
 
@@ -50,7 +51,8 @@ def test_results_have_the_promised_keys(results: dict[str, Any]) -> None:
     assert results["task"] == "sentiment"
     assert results["primary"] == "accuracy"
     assert results["members"] == 5
-    assert list(results["methods"]) == ["finetune", "swa", "greedy", "mobo"]
+    rules = ["mobo", "mobo.consensus", "mobo.posterior", "mobo.knee"]
+    assert list(results["methods"]) == ["finetune", "swa", "greedy", *rules]
     for entry in results["methods"].values():
         assert sum(entry["weights"]) == pytest.approx(1.0)
         for split in ("validation", "test"):
@@ -65,7 +67,8 @@ def test_evaluations_are_counted(results: dict[str, Any]) -> None:
     assert counts["finetune"] == 5
     assert counts["swa"] == 1
     assert 5 < counts["greedy"] <= 10
-    assert counts["mobo"] == 20
+    assert counts["mobo"] == counts["mobo.knee"] == counts["mobo.posterior"] == 20
+    assert counts["mobo.consensus"] in (20, 21)  # its average is evaluated too
 
 
 def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> None:
@@ -73,9 +76,23 @@ def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> Non
         name: entry["validation"]["accuracy"]["value"]
         for name, entry in results["methods"].items()
     }
+    consensus = accuracy.pop("mobo.consensus")  # the one w that the search had not seen
     assert accuracy["mobo"] == max(accuracy.values())
+    assert consensus > 0.6
     assert accuracy["finetune"] > 0.6  # the members have learned something
-    assert results["chosen"] == "mobo"
+    assert results["chosen"] == "mobo.consensus"
+
+
+def test_what_each_member_adds(results: dict[str, Any]) -> None:
+    weights = results["methods"][results["chosen"]]["weights"]
+    carrying = [w for w in weights if w > 0]
+    assert [row["weight"] for row in results["contributions"]] == carrying
+    for row in results["contributions"]:
+        assert row["member"].startswith("step-")
+        assert set(row["without"]) == {"loss", "accuracy", "matthews_correlation"}
+    spare = [r["member"] for r in results["contributions"] if r["dispensable"]]
+    hints = [note for note in results["notes"] if note.startswith("Fewer members")]
+    assert len(hints) == bool(spare)
 
 
 def test_the_fused_model_predicts_what_was_measured(
@@ -102,7 +119,8 @@ def test_fusion_json_names_members_and_weights(
 ) -> None:
     record = json.loads((finished.fused / "fusion.json").read_text())
     weights = [member["weight"] for member in record["members"]]
-    assert weights == results["methods"]["mobo"]["weights"]
+    assert weights == results["methods"][results["chosen"]]["weights"]
+    assert record["method"] == results["chosen"]
     assert all(len(member["sha256"]) == 64 for member in record["members"])
 
 
@@ -111,7 +129,7 @@ def test_the_average_is_the_weighted_sum_of_the_files(
 ) -> None:
     from safetensors.torch import load_file
 
-    weights = results["methods"]["mobo"]["weights"]
+    weights = results["methods"][results["chosen"]]["weights"]
     folders = sorted(finished.members.glob("step-*"))
     members = [load_file(folder / "model.safetensors") for folder in folders]
     fused = load_file(finished.fused / "model.safetensors")
@@ -167,6 +185,39 @@ def test_the_same_weights_give_the_same_bits_again(
     assert remembered.outputs is not None
     assert anew.outputs is not None
     assert np.array_equal(remembered.outputs.predictions, anew.outputs.predictions)
+
+
+def test_rivals_rules_and_a_new_start(tiny_recipe: str, tmp_path: Path) -> None:
+    """Another sampler in the place of `mobo`; a constraint; then the stage anew."""
+    settings = [
+        "search.trials=0",
+        "train.epochs=2",
+        "train.arguments={learning_rate: 1.0e-3}",
+        "fuse.sampler=random",
+        "fuse.methods=[finetune, mobo, tpe]",
+        "fuse.evaluations=12",
+        "fuse.constraint='loss <= 9, max accuracy'",
+        "fuse.choose=constraint",
+    ]
+    folder = run(parse(tiny_recipe, settings), tmp_path / "run")
+    results = json.loads(folder.results.read_text())
+    searched = ["random", "random.consensus", "random.posterior", "random.knee"]
+    assert list(results["methods"]) == ["finetune", *searched, "random.constraint", "tpe"]
+    assert results["chosen"] == "random.constraint"
+    assert results["methods"]["tpe"]["evaluations"] == 12
+    everything = "random.constraint"  # all w keep the bound: the same as the best
+    assert results["methods"][everything]["weights"] == results["methods"]["random"]["weights"]
+
+    settings[-2] = "fuse.constraint='loss <= 0, max accuracy'"
+    settings[3] = "fuse.sampler=mobo"
+    display = Display(quiet=True)
+    folder = run(parse(tiny_recipe, settings), tmp_path / "run", force=True, display=display)
+    results = json.loads(folder.results.read_text())
+    assert "mobo.constraint" not in results["methods"]
+    assert results["chosen"] in ("finetune", "mobo", "tpe")  # the best on validation instead
+    assert any("no evaluated w keeps loss <= 0" in note for note in results["notes"])
+    context = Context(load(folder.recipe_file), folder, display)
+    assert context.loop().names() == ["fuse", "fuse-tpe"]  # no study of the other sampler
 
 
 @pytest.mark.parametrize("objective", ["fused", "fused:swa"])

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from fusetune.errors import DataError, RunError, StageError
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS, Objective
-from fusetune.optimization.samplers import SUGGEST_SECONDS, Proposal, RecordingSampler
+from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, open_storage
 
 F1 = Objective("f1", "maximize")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
@@ -22,6 +22,8 @@ class FusionResult:
         evaluations: How many distinct w the method had to evaluate.
         seconds: Time of those evaluations and of the method's own computing.
         details: Whatever else the report can show; JSON types only.
+        choices: Rule → what it chooses from the same evaluations; see `choices`. Each is a
+            row of its own in the tables, as `mobo.consensus`.
     """
 
     weights: FusionWeights
@@ -29,6 +31,19 @@ class FusionResult:
     evaluations: int
     seconds: float
     details: Mapping[str, object] = field(default_factory=dict)
+    choices: Mapping[str, FusionResult] = field(default_factory=dict)
+
+    def rows(self, name: str) -> dict[str, FusionResult]:
+        """The result under its name, and each choice as `name.rule`."""
+        rows = {name: replace(self, choices={})}
+        return rows | {f"{name}.{rule}": choice for rule, choice in self.choices.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FusionResult:
+        """The inverse of `dataclasses.asdict`."""
+        weights = FusionWeights(tuple(data["weights"]["values"]))
+        choices = {r: cls.from_json(c) for r, c in data.get("choices", {}).items()}
+        return cls(**{**data, "weights": weights, "choices": choices})
 
     @classmethod
     def of(cls, weights: FusionWeights, evaluator: Evaluator) -> FusionResult:

@@ -21,7 +21,7 @@ from botorch.models.model_list_gp_regression import ModelListGP
 from torch import Tensor
 
 from fusetune.optimization import acquisition, pareto, simplex, surrogate
-from fusetune.optimization.acquisition import Acquisition
+from fusetune.optimization.acquisition import Acquisition, Name
 from fusetune.optimization.pareto import Values
 from fusetune.optimization.simplex import Points
 
@@ -32,6 +32,7 @@ class Settings:
 
     Attributes:
         kernel: Of the surrogate.
+        acquisition: Of a single objective; several take the hypervolume improvement.
         candidates: Points that are screened.
         samples: Posterior samples of the acquisition function; a quarter from 3 objectives
             on, where the front of every sample costs far more.
@@ -41,6 +42,7 @@ class Settings:
     """
 
     kernel: surrogate.Kernel = "matern"
+    acquisition: Name = "logei"
     candidates: int = 512
     samples: int = 32
     starts: int = 6
@@ -59,8 +61,8 @@ def suggest(
 ) -> Points:
     """The w whose evaluation promises most, `k`; a pure function of its arguments.
 
-    One Gaussian process per objective; log noisy expected hypervolume improvement, or log
-    noisy expected improvement of a single objective; screened over points of the whole
+    One Gaussian process per objective; log noisy expected hypervolume improvement, or for a
+    single objective what the settings name; screened over points of the whole
     simplex and around the front, then refined.
 
     Args:
@@ -117,7 +119,7 @@ def _acquisition(
         return acquisition.single_objective(
             model,
             X,
-            name="logei",
+            name=settings.acquisition,
             pending=waiting,
             samples=settings.samples,
             seed=seed,

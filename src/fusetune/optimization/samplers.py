@@ -1,26 +1,15 @@
-"""Optuna samplers for λ and for w: thin shells around pure functions.
-
-A sampler keeps no state. What it proposes follows from (seed, trial number) and from the
-trials of the study, and is stored with the trial in one record before the trial reads its
-parameters: a trial that was interrupted anywhere continues with what it had been given.
-"""
+"""The samplers for λ and for w: thin shells around pure functions; see `recording`."""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from botorch.exceptions.errors import BotorchError
 from numpy.typing import NDArray
-from optuna import Study, Trial
+from optuna import Trial
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.members.weights import FusionWeights
@@ -29,97 +18,19 @@ from fusetune.optimization import fusion, hyperparameters, pareto, simplex
 from fusetune.optimization.acquisition import Name
 from fusetune.optimization.cube import Cube
 from fusetune.optimization.greedy import GreedySoup, Subset
+from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
 from fusetune.optimization.simplex import Points
 
-logger = logging.getLogger(__name__)
-
-SUGGESTION = "fusetune:suggestion"
-"""System attribute of a trial: the parameters that it was given."""
-
-ORIGIN = "origin"
-"""User attribute of a trial: member, uniform, greedy, sobol, model or random."""
-
-FALLBACK = "fallback"
-"""User attribute: why a random point was proposed in place of the model's."""
-
-SUGGEST_SECONDS = "suggest_seconds"
-"""User attribute: what the proposal took."""
+__all__ = [
+    "SUGGEST_SECONDS",
+    "FusionSampler",
+    "HyperparameterSampler",
+    "ask_weights",
+    "weight_names",
+    "weights_of",
+]
 
 _NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeError
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """Attributes:
-    params: Parameter name → value.
-    origin: Where it comes from; see `ORIGIN`.
-    fallback: Why the model could not be used; empty if it was, or was not due.
-    """
-
-    params: Mapping[str, Any]
-    origin: str
-    fallback: str = ""
-
-
-class RecordingSampler(BaseSampler):
-    """Proposes all parameters of a trial at once, and stores the proposal first.
-
-    Args:
-        space: Parameter name → distribution.
-        seed: Of the whole study.
-    """
-
-    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
-        self.space = dict(space)
-        self.seed = seed
-
-    @abstractmethod
-    def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
-        """The parameters of trial `number`, given all other trials of the study."""
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """The sampler's own space; Optuna sets parameters with a single value itself."""
-        return {name: d for name, d in self.space.items() if not d.single()}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """What was stored with the trial, or else a new proposal, stored at once."""
-        stored: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION)
-        if stored is not None:
-            return stored
-        # All trials of the study, whatever part of them a pruner would show.
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        others = [t for t in trials if t.number != trial.number]
-        started = time.perf_counter()
-        proposal = self.propose(trial.number, others)
-        seconds = time.perf_counter() - started
-        study._storage.set_trial_user_attr(trial._trial_id, SUGGEST_SECONDS, seconds)
-        if proposal.fallback:
-            logger.warning("trial %d: random point, %s", trial.number, proposal.fallback)
-            study._storage.set_trial_user_attr(trial._trial_id, FALLBACK, proposal.fallback)
-        study._storage.set_trial_user_attr(trial._trial_id, ORIGIN, proposal.origin)
-        params = dict(proposal.params)
-        study._storage.set_trial_system_attr(trial._trial_id, SUGGESTION, params)
-        return params
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Never used: every parameter belongs to the sampler's space.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            f"{param_name}, {param_distribution}, is not in the sampler's space: {self.space}."
-        )
 
 
 class HyperparameterSampler(RecordingSampler):
@@ -202,7 +113,9 @@ class FusionSampler(RecordingSampler):
         k: Number of members.
         objectives: What is optimised; the first metric is the primary one.
         seed: Of the whole study.
-        settings: How thoroughly to search.
+        settings: How to search.
+        primary_only: Whether the primary objective alone is searched for; the others are
+            then recorded and nothing more.
     """
 
     def __init__(
@@ -212,11 +125,13 @@ class FusionSampler(RecordingSampler):
         *,
         seed: int,
         settings: fusion.Settings | None = None,
+        primary_only: bool = False,
     ) -> None:
         super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
         self.k = k
         self.objectives = tuple(objectives)
         self.settings = settings
+        self.primary_only = primary_only
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
         """The first starting point that no trial has taken, or else the model's point."""
@@ -263,6 +178,8 @@ class FusionSampler(RecordingSampler):
     ) -> Proposal:
         seed = (self.seed, number)
         fallback = ""
+        if self.primary_only:
+            Y = Y[:, [pareto.primary_index(self.objectives)]]
         if len(W) >= 2:
             try:
                 w = fusion.suggest(

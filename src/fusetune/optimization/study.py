@@ -174,6 +174,12 @@ class Loop:
             except KeyError:
                 return None
 
+    def names(self) -> list[str]:
+        """The names of all studies of this run, in order."""
+        with storing(), quiet():
+            found = optuna.get_all_study_names(self.storage)
+        return sorted(n.removeprefix(self.prefix) for n in found if n.startswith(self.prefix))
+
     def delete(self, name: str) -> None:
         """Forget study `name`, if there is one, so that it starts anew."""
         with storing():

@@ -11,11 +11,12 @@ from typing import Any
 
 from fusetune.errors import StageError
 from fusetune.members.disk import full_disk_is_an_error, write_json
-from fusetune.methods.mobo import STUDY as FUSE
+from fusetune.methods.search import is_study_of_weights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.environment import environment
-from fusetune.pipeline.fuse import export_model, fuse
+from fusetune.pipeline.export import export_model
+from fusetune.pipeline.fuse import fuse
 from fusetune.pipeline.report import report
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.search import search
@@ -76,9 +77,12 @@ def _prepare(context: Context, first: str | None) -> None:
     if first is not None:
         stale = STAGES[STAGES.index(first) :]
         folder.reset(first)
-        for stage, study in {"search": SEARCH, "fuse": FUSE}.items():
-            if stage in stale:
-                context.loop().delete(study)
+        loop = context.loop()
+        for study in loop.names():
+            if ("search" in stale and study == SEARCH) or (
+                "fuse" in stale and is_study_of_weights(study)
+            ):
+                loop.delete(study)
     folder.recipe_file.write_text(context.recipe.to_yaml(), encoding="utf-8")
     write_json(folder.path / "environment.json", environment(context))
 

@@ -23,6 +23,8 @@ from fusetune.members.disk import require_space
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
+from fusetune.optimization import RIVALS, rivals
+from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.study import Loop, open_storage
 from fusetune.pipeline.display import Display
 from fusetune.recipe import Recipe, Variant
@@ -117,6 +119,16 @@ class Context:
         section = self.recipe.executor
         return find_executor(section.kind)(**(section.model_extra or {}))
 
+    @cached_property
+    def constraint(self) -> Constraint | None:
+        """What w† has to keep, if the recipe says so; its names are the task's."""
+        text = self.recipe.fuse.constraint
+        if text is None:
+            return None
+        constraint = Constraint.parse(text)
+        constraint.check(self.task.objectives)
+        return constraint
+
     def loop(self, on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Loop:
         """Runs studies of this run; a storage by URL may hold those of other runs too."""
         shared = self.recipe.storage is not None
@@ -175,6 +187,11 @@ class Context:
         recipe = self.recipe
         self.source.check()
         _ = self.device, self.precision, self.executor, self.tokenizer
+        _ = self.constraint
+        inner = recipe.search.objective.removeprefix("fused:")
+        for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
+            if method in RIVALS:
+                rivals.require(method)
         splits = self.task.splits
         for note in self.task.notes:
             self.display.warn(note)

@@ -4,169 +4,125 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from fusetune.errors import RunError
+from fusetune.errors import MemberError
 from fusetune.evaluation.evaluator import Evaluator
-from fusetune.evaluation.scorer import Scorer
-from fusetune.evaluation.store import EvaluationStore
-from fusetune.members.average import Average, plan
 from fusetune.members.card import model_card
 from fusetune.members.disk import write_json
 from fusetune.members.export import export
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
+from fusetune.methods.choices import with_choices
 from fusetune.methods.method import FusionResult
-from fusetune.models.load import resolve
+from fusetune.methods.search import study_name
 from fusetune.models.packaged import PACKAGED
 from fusetune.objective import Objective
+from fusetune.pipeline import notes
 from fusetune.pipeline.context import Context
-from fusetune.pipeline.display import Bar, Display
-from fusetune.recipe_file import load
+from fusetune.pipeline.display import Bar
+from fusetune.pipeline.workbench import Workbench, open_members
+from fusetune.report.content import REFERENCES
 from fusetune.run import RunFolder
 from fusetune.tasks.task import SplitName
-
-
-@dataclass
-class Workbench:
-    """The members in memory, one model to put averages into, and evaluators of it.
-
-    Attributes:
-        pool: The members.
-        context: Task, device and scorers.
-        evaluations: Folder of the evaluation store; None keeps evaluations in memory.
-    """
-
-    pool: MemberPool
-    context: Context
-    evaluations: Path | None
-
-    @cached_property
-    def average(self) -> Average:
-        """Resident if the members fit in memory, else streaming."""
-        model = resolve(str(self.pool.members[0].path)).build(self.context.task.build)
-        model.eval()
-        return plan(self.pool, model, device=self.context.device)
-
-    def evaluator(self, split: SplitName) -> Evaluator:
-        """F on a split; nothing is evaluated that the store knows."""
-        scorer: Scorer = self.context.scorer(split)
-        store = EvaluationStore(
-            self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}"
-        )
-        return Evaluator(
-            self.average, self.average.model, scorer, self.context.task.objectives, store
-        )
-
-
-def open_members(context: Context) -> Workbench:
-    """The run's own members.
-
-    Raises:
-        RunError: If they are not the ones that the training recorded.
-    """
-    folder = context.folder
-    recorded = (folder.done("train") or {}).get("members", [])
-    pool = MemberPool.open(folder.members)
-    if list(pool.names) != recorded:
-        raise RunError(
-            f"{folder.members} holds {', '.join(pool.names)}, but the training collected "
-            f"{', '.join(recorded)}.",
-            "Run `fusetune train --force` to collect them again.",
-        )
-    return Workbench(pool, context, folder.evaluations)
 
 
 def fuse(context: Context) -> dict[str, Any]:
     """Run every method, choose w† by validation alone and write the fused model."""
     recipe, display = context.recipe, context.display
     bench = open_members(context)
+    _require_difference(bench.pool)
     evaluator = bench.evaluator("validation")
     results: dict[str, FusionResult] = {}
-    for name in recipe.fuse.methods:
-        results[name] = _saved(context.folder, name) or _run_method(context, bench, name)
-        values = _values_text(results[name], evaluator.objectives)
-        display.say(f"fuse: {name:<10} {values}  ({results[name].evaluations} evaluations)")
-    chosen = choose(results, evaluator)
+    for name in recipe.fuse.rows:
+        if name in REFERENCES:
+            continue  # they look at the test split: the report asks them
+        found = _saved(context.folder, name) or _run_method(context, bench, name)
+        for row, result in found.rows(name).items():
+            results[row] = result
+            values = _values_text(result, evaluator.objectives)
+            display.say(f"fuse: {row:<14} {values}  ({result.evaluations} evaluations)")
+        for note in notes.of_method(found):
+            display.warn(note)
+    chosen, note = choose(results, evaluator, recipe.fuse.choose, recipe.fuse.sampler)
+    if note:
+        display.warn(note)
     _write_fused(context, bench, chosen, results[chosen])
-    record = {"chosen": chosen, "methods": {n: asdict(r) for n, r in results.items()}}
+    record = {
+        "chosen": chosen,
+        "notes": [note] if note else [],
+        "methods": {n: asdict(r) for n, r in results.items()},
+    }
     context.folder.finish("fuse", record)
     return record
 
 
-def choose(results: dict[str, FusionResult], evaluator: Evaluator) -> str:
-    """The method with the best validation values; of equal ones, the last in the recipe."""
-    chosen = next(iter(results))
-    for name in results:
+def choose(
+    results: Mapping[str, FusionResult], evaluator: Evaluator, rule: str, sampler: str
+) -> tuple[str, str]:
+    """The row whose w becomes the fused model, and a note where that needs a word.
+
+    A rule other than "best" chooses among the evaluations of the sampler's row; its model
+    has to be at least as good on validation as the best single member. "best", and a
+    rule that found nothing or less than that, take the method with the best
+    validation values; of equal ones, the last.
+    """
+    row, note = f"{sampler}.{rule}", ""
+    if row in results:
+        primary = evaluator.primary
+        value = results[row].values[primary.name]
+        k = len(results[row].weights)
+        members = [evaluator(FusionWeights.one_hot(i, k)) for i in range(k)]
+        best_member = max(primary.sign * m.values[primary.name] for m in members)
+        if primary.sign * value >= best_member:
+            return row, ""
+        note = (
+            f"{row} has {primary.name} {value:.4f} on validation, worse than the best single "
+            f"member, {primary.sign * best_member:.4f}: the rule best chose instead."
+        )
+    candidates = [name for name in results if "." not in name]
+    chosen = candidates[0]
+    for name in candidates:
         best, candidate = evaluator(results[chosen].weights), evaluator(results[name].weights)
         if not evaluator.better(best, candidate):
             chosen = name
-    return chosen
+    return chosen, note
+
+
+def _require_difference(pool: MemberPool) -> None:
+    if len({member.sha256 for member in pool.members}) == 1:
+        raise MemberError(
+            f"All {len(pool)} members are the same, {pool.names[0]} to {pool.names[-1]}: every "
+            "average of them is that model.",
+            "Let the training change the model: raise its learning rate, or train longer.",
+        )
 
 
 def saved_results(folder: RunFolder) -> dict[str, FusionResult]:
     """The results of the stage's record, by method."""
     record = folder.done("fuse") or {"methods": {}}
-    return {name: _result(data) for name, data in record["methods"].items()}
+    return {n: FusionResult.from_json(data) for n, data in record["methods"].items()}
 
 
-def export_model(
-    path: Path, out: Path, *, method: str | None, weights: str | None, display: Display
-) -> None:
-    """Write the model of one method, or of given weights, of a finished run.
-
-    Args:
-        path: The run folder.
-        out: Where the model goes.
-        method: A method of the run; the chosen one's model if None.
-        weights: Comma-separated numbers instead, one per member; divided by their sum.
-        display: Where to say what was done.
-
-    Raises:
-        RunError: If the run has not been fused, or has no such method, or the weights are
-            not one non-negative number per member.
-    """
-    folder = RunFolder(path)
-    record = folder.done("fuse")
-    if record is None:
-        raise RunError(f"{path} has no fused models yet.", f"Run `fusetune run {path}` first.")
-    context = Context(load(folder.recipe_file), folder, display)
-    bench = open_members(context)
-    results = saved_results(folder)
-    name = method or str(record["chosen"])
-    if weights is not None:
-        chosen, name = _parse_weights(weights, len(bench.pool)), "weights of your own"
-    elif name in results:
-        chosen = results[name].weights
-    else:
-        raise RunError(f"{path} has no method {name!r}; it has {', '.join(results)}.")
-    export(bench.average, chosen, bench.pool, out, extra={"method": name})
-    display.say(f"Wrote the model of {name} to {out}.")
+def references(context: Context, bench: Workbench) -> dict[str, FusionResult]:
+    """Upper marks chosen on the test split, for the tables alone; never candidates."""
+    wanted = [name for name in context.recipe.fuse.rows if name in REFERENCES]
+    return {
+        name: _saved(context.folder, name) or _run_method(context, bench, name, "test")
+        for name in wanted
+    }
 
 
-def _parse_weights(text: str, k: int) -> FusionWeights:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-        if len(numbers) != k or min(numbers) < 0 or not 0 < sum(numbers) < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise RunError(
-            f"--weights must be {k} non-negative numbers with commas between them, "
-            f"not all zero; got {text!r}."
-        ) from None
-    return FusionWeights.normalised(numbers)
-
-
-def _run_method(context: Context, bench: Workbench, name: str) -> FusionResult:
+def _run_method(
+    context: Context, bench: Workbench, name: str, split: SplitName = "validation"
+) -> FusionResult:
     recipe = context.recipe
-    evaluator = bench.evaluator("validation")
+    evaluator = bench.evaluator(split)
     with context.display.bar(name, recipe.fuse.evaluations) as bar:
         result = find_method(name)(
             bench.pool,
@@ -176,6 +132,9 @@ def _run_method(context: Context, bench: Workbench, name: str) -> FusionResult:
             loop=context.loop(_show(bar, evaluator)),
         )
         bar.update(result.evaluations, result.evaluations)
+    if name == recipe.fuse.sampler:
+        trials = context.trials(study_name(name))
+        result = with_choices(result, trials, evaluator, context.constraint)
     path = context.folder.path / "methods" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, asdict(result))
@@ -187,12 +146,7 @@ def _saved(folder: RunFolder, name: str) -> FusionResult | None:
         text = (folder.path / "methods" / f"{name}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    return _result(json.loads(text))
-
-
-def _result(data: dict[str, Any]) -> FusionResult:
-    weights = FusionWeights(tuple(data["weights"]["values"]))
-    return FusionResult(**{**data, "weights": weights})
+    return FusionResult.from_json(json.loads(text))
 
 
 def _write_fused(context: Context, bench: Workbench, method: str, result: FusionResult) -> None:

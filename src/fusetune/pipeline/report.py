@@ -15,15 +15,17 @@ from fusetune.members.disk import write_json
 from fusetune.members.manifest import read_manifest
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
-from fusetune.methods.mobo import STUDY as FUSE
+from fusetune.methods.search import study_name
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
 from fusetune.optimization.samplers import SUGGEST_SECONDS
+from fusetune.pipeline import notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.environment import environment, package_version
-from fusetune.pipeline.fuse import Workbench, card_text, open_members, saved_results
+from fusetune.pipeline.fuse import card_text, references, saved_results
 from fusetune.pipeline.results import SPLITS, build_results
 from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
 from fusetune.report.html import write as write_html
 from fusetune.report.tables import methods_table
@@ -38,16 +40,27 @@ def report(context: Context) -> dict[str, Any]:
     assert record is not None  # the pipeline has checked it
     results, chosen = saved_results(folder), str(record["chosen"])
     bench = open_members(context)
+    rows = {**results, **references(context, bench)}
     evaluators = {split: bench.evaluator(split) for split in SPLITS}
     table = build_results(
-        results,
+        rows,
         chosen,
         context.task,
         evaluators,
         version=package_version("fusetune"),
         seed=context.recipe.seed,
     )
-    page = _record(context, bench, evaluators["validation"], table, results)
+    weights = results[chosen].weights
+    table["contributions"], spare = notes.of_members(
+        evaluators["validation"].fresh(), weights, bench.pool
+    )
+    warnings = [
+        *record.get("notes", []),
+        *(note for result in results.values() for note in notes.of_method(result)),
+        *notes.of_metrics(context.task, evaluators, results, bench.pool),
+        *spare,
+    ]
+    page = _record(context, bench, evaluators["validation"], table, results, warnings)
     table["cost"] = {**page.seconds, "report": time.perf_counter() - started}
     table["notes"] = list(page.notes)
     write_json(folder.results, table)
@@ -56,7 +69,7 @@ def report(context: Context) -> dict[str, Any]:
         split: {n: v["value"] for n, v in table["methods"][chosen][split].items()}
         for split in SPLITS
     }
-    card = card_text(context, bench.pool, chosen, results[chosen].weights, metrics)
+    card = card_text(context, bench.pool, chosen, weights, metrics)
     (folder.fused / "README.md").write_text(card, encoding="utf-8")
     folder.finish("report", {"results": folder.results.name, "report": folder.report.name})
     display.console.print(methods_table(table, page.objectives))
@@ -73,11 +86,13 @@ def _record(
     evaluator: Evaluator,
     table: Mapping[str, Any],
     results: Mapping[str, FusionResult],
+    warnings: Iterable[str],
 ) -> RunRecord:
     folder, objectives = context.folder, context.task.objectives
     search_trials = context.trials(SEARCH)
-    fusion_trials = context.trials(FUSE)
-    evaluations, hypervolume = _evaluations(fusion_trials, results, evaluator)
+    sampler = context.recipe.fuse.sampler
+    fusion_trials = context.trials(study_name(sampler))
+    evaluations, hypervolume = _evaluations(sampler, fusion_trials, results, evaluator)
     return RunRecord(
         results=table,
         objectives=objectives,
@@ -86,7 +101,11 @@ def _record(
         hypervolume=hypervolume,
         trials=tuple(_trial(t) for t in search_trials),
         seconds=_seconds(context, fusion_trials),
-        notes=(*context.task.notes, *_failures("search", search_trials)),
+        notes=(
+            *context.task.notes,
+            *notes.failures("search", search_trials),
+            *warnings,
+        ),
         model=context.source.label,
         fused=str(folder.fused),
         usage=usage(context),
@@ -114,7 +133,10 @@ def _members(bench: Workbench, evaluator: Evaluator) -> tuple[MemberRow, ...]:
 
 
 def _evaluations(
-    trials: Iterable[FrozenTrial], results: Mapping[str, FusionResult], evaluator: Evaluator
+    sampler: str,
+    trials: Iterable[FrozenTrial],
+    results: Mapping[str, FusionResult],
+    evaluator: Evaluator,
 ) -> tuple[tuple[EvaluationRow, ...], tuple[float, ...]]:
     """Every distinct w: those of the search in order, then what other methods chose."""
     objectives = evaluator.objectives
@@ -123,7 +145,7 @@ def _evaluations(
         if trial.state is TrialState.COMPLETE and "weights" in trial.user_attrs:
             weights = FusionWeights(tuple(trial.user_attrs["weights"]))
             values = {o.name: v for o, v in zip(objectives, trial.values, strict=True)}
-            asked.setdefault(weights, ("mobo", values))
+            asked.setdefault(weights, (sampler, values))
     for name, result in results.items():
         asked.setdefault(result.weights, (name, result.values))
     maximised = to_maximise([v for _, v in asked.values()], objectives)
@@ -158,14 +180,6 @@ def _trial(trial: FrozenTrial) -> TrialRow:
         seconds=trial.user_attrs.get("seconds"),
         reason=str(trial.user_attrs.get("reason", "")),
     )
-
-
-def _failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
-    return [
-        f"{stage}: trial {t.number} failed: {t.user_attrs.get('reason', 'unknown')}"
-        for t in trials
-        if t.state is TrialState.FAIL
-    ]
 
 
 def _seconds(context: Context, trials: Iterable[FrozenTrial]) -> dict[str, float]:

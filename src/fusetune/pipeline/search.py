@@ -21,7 +21,7 @@ from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, Report
 from fusetune.pipeline.context import Context, distributions
 from fusetune.pipeline.display import Bar
-from fusetune.pipeline.fuse import Workbench
+from fusetune.pipeline.workbench import Workbench
 from fusetune.training.collect import MemberCollector
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import ProgressReporter, ValidationWatch
@@ -137,8 +137,9 @@ class _Evaluate:
     @property
     def _method(self) -> str | None:
         """The method whose result counts; None for the best single checkpoint."""
-        kind, _, method = self.context.recipe.search.objective.partition(":")
-        return None if kind == "best_member" else method or "mobo"
+        recipe = self.context.recipe
+        kind, _, method = recipe.search.objective.partition(":")
+        return None if kind == "best_member" else method or recipe.fuse.sampler
 
     def _value(self, watch: ValidationWatch, folder: Path) -> tuple[float, dict[str, Any]]:
         name = self.primary.name

@@ -139,6 +139,7 @@ def verdict(results: Mapping[str, Any], objectives: tuple[Objective, ...]) -> Ve
     primary = metric_label(results["primary"])
     rivals = {c.rival: c for c in comparisons(results, objectives)}
     ordered = [rivals[name] for name in ("finetune", "swa") if name in rivals]
+    rules = _other_rules(results)
     if chosen == "finetune":
         headline = (
             "No gain: on validation, no fusion beat the best single checkpoint, "
@@ -146,10 +147,11 @@ def verdict(results: Mapping[str, Any], objectives: tuple[Objective, ...]) -> Ve
         )
         return Verdict("none", headline, tuple(_against(c) for c in ordered))
     if not ordered:
-        return Verdict("open", f"{_reached(results, primary)}. There is no rival to compare.")
+        headline = f"{_reached(results, primary)}. There is no rival to compare."
+        return Verdict("open", headline, rules)
     first, *others = ordered
     headline = f"{_opening(first)}: on {first.split}, {_sentence(results, primary, first)}"
-    details = [_against(c) for c in others]
+    details = [*(_against(c) for c in others), *rules]
     if first.split == "validation":
         details.append(
             "There is no test split, and the weights were chosen on validation, "
@@ -160,6 +162,33 @@ def verdict(results: Mapping[str, Any], objectives: tuple[Objective, ...]) -> Ve
             "No paired interval was computed, so how much of it is noise is not known."
         )
     return Verdict(first.kind, headline, tuple(details))
+
+
+def _other_rules(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """What other rules for the choice would have given; nothing if there are none.
+
+    Rows `mobo` and `mobo.RULE` choose from the same evaluations.
+    """
+    search = results["chosen"].partition(".")[0]
+    others = {
+        name: entry
+        for name, entry in results["methods"].items()
+        if name != results["chosen"] and name.partition(".")[0] == search
+    }
+    ours = results["methods"][results["chosen"]]
+    split = "test" if point(ours, "test", results["primary"]) else "validation"
+    given = [
+        f"{name} {number(value)}"
+        for name, entry in others.items()
+        if _known(value := point(entry, split, results["primary"]).get("value"))
+    ]
+    if not given:
+        return ()
+    primary = metric_label(results["primary"])
+    return (
+        f"Other rules for the choice, on the same evaluations, would have given {split} "
+        f"{primary}: {', '.join(given)}.",
+    )
 
 
 def _opening(against: Comparison) -> str:

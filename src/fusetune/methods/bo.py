@@ -1,0 +1,34 @@
+"""`bo`: Bayesian optimisation of the primary metric alone (BO-SWA, the papers' ablation).
+
+.. [Jang2024] C. Jang et al. Model Fusion through Bayesian Optimization in Language Model
+   Fine-Tuning. NeurIPS 2024, and its workshop version, Table 3.
+"""
+
+from __future__ import annotations
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.pool import MemberPool
+from fusetune.methods.method import FusionResult
+from fusetune.methods.search import search
+from fusetune.optimization.fusion import Settings
+from fusetune.optimization.samplers import FusionSampler
+from fusetune.optimization.study import Loop
+
+
+def bo(
+    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+) -> FusionResult:
+    """As `mobo`, but with the primary metric as the only objective [Jang2024].
+
+    RBF kernel and upper confidence bound, on the simplex, from the same starting points. The
+    loss is recorded, and tells equal metrics apart, but does not lead the search.
+    """
+    k = len(pool)
+    sampler = FusionSampler(
+        k,
+        evaluator.objectives,
+        seed=seed,
+        settings=Settings(kernel="rbf", acquisition="ucb"),
+        primary_only=True,
+    )
+    return search("bo", sampler, evaluator, k=k, budget=budget, loop=loop)

@@ -1,0 +1,115 @@
+"""What each rule for choosing w† makes of the evaluations of one search; no method itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.method import FusionResult
+from fusetune.methods.search import weights_of
+from fusetune.objective import Objective, to_maximise
+from fusetune.optimization import selection
+from fusetune.optimization.constraint import Constraint
+from fusetune.optimization.pareto import Values
+
+
+def with_choices(
+    result: FusionResult,
+    trials: Sequence[FrozenTrial],
+    evaluator: Evaluator,
+    constraint: Constraint | None = None,
+) -> FusionResult:
+    """The result of a search with what the other rules choose from the same evaluations.
+
+    Rules: "consensus", whose averaged w is evaluated and counts as one more evaluation;
+    "posterior"; "knee"; with a constraint, "constraint". A rule that finds nothing is left
+    out, and `details["notes"]` says why.
+
+    Args:
+        result: Of the search; its own w is that of the rule "best".
+        trials: All trials of its study.
+        evaluator: f(w), for the consensus.
+        constraint: Checked against the evaluator's objectives.
+    """
+    seen = _Evaluated.of(trials, evaluator)
+    notes: list[str] = []
+    choices = {"consensus": _consensus(result, seen, evaluator)}
+    started = time.perf_counter()
+    try:
+        row = selection.posterior(seen.W, seen.Y, evaluator.objectives)
+        seconds = time.perf_counter() - started
+        choices["posterior"] = seen.chosen(row, result, seconds)
+    except RuntimeError as error:  # torch's LinAlgError
+        notes.append(
+            f"The rule posterior was left out: no surrogate could be fitted ({error})."
+        )
+    choices["knee"] = seen.chosen(selection.knee(seen.Y, evaluator.objectives), result)
+    if constraint is not None:
+        found = selection.constrained(seen.Y, evaluator.objectives, constraint)
+        if found is not None:
+            choices["constraint"] = seen.chosen(found, result)
+        else:
+            notes.append(_unmet(seen, constraint, evaluator.objectives))
+    details = {**result.details, **({"notes": notes} if notes else {})}
+    return replace(result, choices=choices, details=details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """The n complete trials of a search."""
+
+    trials: Sequence[FrozenTrial]
+    values: Sequence[Mapping[str, float]]
+    W: Values
+    Y: Values
+
+    @classmethod
+    def of(cls, trials: Sequence[FrozenTrial], evaluator: Evaluator) -> _Evaluated:
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        names = [o.name for o in evaluator.objectives]
+        values = [dict(zip(names, t.values, strict=True)) for t in complete]
+        weights = np.array([weights_of(t).values for t in complete], dtype=np.float64)
+        return cls(complete, values, weights, to_maximise(values, evaluator.objectives))
+
+    def chosen(self, row: int, result: FusionResult, seconds: float = 0.0) -> FusionResult:
+        """A choice among what was evaluated: it costs its own computing at most."""
+        trial = self.trials[row]
+        return FusionResult(
+            weights=weights_of(trial),
+            values=self.values[row],
+            evaluations=result.evaluations,
+            seconds=result.seconds + seconds,
+            details={"trial": trial.number},
+        )
+
+
+def _consensus(result: FusionResult, seen: _Evaluated, evaluator: Evaluator) -> FusionResult:
+    average = selection.consensus(seen.W, seen.Y, evaluator.objectives)
+    weights = FusionWeights.normalised(average)
+    known = {weights_of(trial) for trial in seen.trials}
+    evaluation = evaluator(weights)
+    more = weights not in known
+    return FusionResult(
+        weights=weights,
+        values=evaluation.values,
+        evaluations=result.evaluations + more,
+        seconds=result.seconds + (evaluation.seconds if more else 0.0),
+    )
+
+
+def _unmet(seen: _Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:
+    bounds = ", ".join(map(str, constraint.bounds))
+    named = [b.name for b in constraint.bounds]
+    shown = dict.fromkeys([*named, constraint.goal])
+    near = "; ".join(
+        f"trial {seen.trials[i].number} with "
+        + ", ".join(f"{name} {seen.values[i][name]:.4f}" for name in shown)
+        for i in selection.nearest(seen.Y, objectives, constraint)
+    )
+    return f"fuse.constraint: no evaluated w keeps {bounds}. Nearest are {near}."

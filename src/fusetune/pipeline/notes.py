@@ -1,0 +1,71 @@
+"""What the report has to warn of, gathered from all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.evaluation.contributions import contributions, hint
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.undefined import notes as undefined
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.method import FusionResult
+from fusetune.tasks.task import SplitName, Task
+
+
+def failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
+    """One line per failed trial."""
+    return [
+        f"{stage}: trial {t.number} failed: {t.user_attrs.get('reason', 'unknown')}"
+        for t in trials
+        if t.state is TrialState.FAIL
+    ]
+
+
+def of_method(result: FusionResult) -> list[str]:
+    """What a method wants the report to say."""
+    found = result.details.get("notes", [])
+    return [str(note) for note in found] if isinstance(found, list) else []
+
+
+def of_metrics(
+    task: Task,
+    evaluators: Mapping[SplitName, Evaluator],
+    results: Mapping[str, FusionResult],
+    pool: MemberPool,
+) -> list[str]:
+    """Metrics that are not defined on a split, or for a model there.
+
+    Members are looked at on validation only, where all of them have been evaluated.
+    """
+    k = len(pool)
+    found = []
+    for split, evaluator in evaluators.items():
+        models = [(name, evaluator(r.weights).outputs) for name, r in results.items()]
+        if split == "validation":
+            members = enumerate(pool.names)
+            models += [(n, evaluator(FusionWeights.one_hot(i, k)).outputs) for i, n in members]
+        labels = task.splits[split].labels
+        found += undefined(split, labels, models, evaluator.objectives)
+    return found
+
+
+def of_members(
+    evaluator: Evaluator, weights: FusionWeights, pool: MemberPool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The contribution of each member to the fused model, for results.json, and a hint."""
+    found = contributions(evaluator, weights)
+    rows = [
+        {
+            "member": pool.names[c.member],
+            "weight": c.weight,
+            "without": dict(c.values),
+            "dispensable": c.better,
+        }
+        for c in found
+    ]
+    text = hint(found, pool.names)
+    return rows, [text] if text else []

@@ -1,0 +1,67 @@
+"""The members in memory and evaluators of them: what fusing and reporting share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fusetune.errors import RunError
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.scorer import Scorer
+from fusetune.evaluation.store import EvaluationStore
+from fusetune.members.average import Average, plan
+from fusetune.members.pool import MemberPool
+from fusetune.models.load import resolve
+from fusetune.pipeline.context import Context
+from fusetune.tasks.task import SplitName
+
+
+@dataclass
+class Workbench:
+    """The members in memory, one model to put averages into, and evaluators of it.
+
+    Attributes:
+        pool: The members.
+        context: Task, device and scorers.
+        evaluations: Folder of the evaluation store; None keeps evaluations in memory.
+    """
+
+    pool: MemberPool
+    context: Context
+    evaluations: Path | None
+
+    @cached_property
+    def average(self) -> Average:
+        """Resident if the members fit in memory, else streaming."""
+        model = resolve(str(self.pool.members[0].path)).build(self.context.task.build)
+        model.eval()
+        return plan(self.pool, model, device=self.context.device)
+
+    def evaluator(self, split: SplitName) -> Evaluator:
+        """The values of θ̄(w) on a split; nothing is evaluated that the store knows."""
+        scorer: Scorer = self.context.scorer(split)
+        store = EvaluationStore(
+            self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}"
+        )
+        return Evaluator(
+            self.average, self.average.model, scorer, self.context.task.objectives, store
+        )
+
+
+def open_members(context: Context) -> Workbench:
+    """The run's own members.
+
+    Raises:
+        RunError: If they are not the ones that the training recorded.
+    """
+    folder = context.folder
+    recorded = (folder.done("train") or {}).get("members", [])
+    pool = MemberPool.open(folder.members)
+    if list(pool.names) != recorded:
+        raise RunError(
+            f"{folder.members} holds {', '.join(pool.names)}, but the training collected "
+            f"{', '.join(recorded)}.",
+            "Run `fusetune train --force` to collect them again.",
+        )
+    return Workbench(pool, context, folder.evaluations)
