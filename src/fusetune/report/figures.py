@@ -154,7 +154,7 @@ def weights(record: RunRecord) -> go.Figure | None:
             row=row,
             col=1,
         )
-        top = max(values) * 1.05
+        top = max(values) * 1.35  # room for the numbers over the bars
         figure.update_yaxes(range=[0, top], nticks=3, row=row, col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK}, yshift=8)
     figure.update_xaxes(type="category", showgrid=False)

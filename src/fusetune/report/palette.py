@@ -78,6 +78,7 @@ def dressed(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
             "font": {"color": INK},
         },
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
     )
     axes: dict[str, Any] = {
         "gridcolor": GRID,

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from fusetune.report import figures, front, history
+from fusetune.report.content import EvaluationRow, RunRecord
+
+Record = Callable[..., RunRecord]
+
+DRAW = {
+    "pareto": front.pareto,
+    "intervals": figures.intervals,
+    "progress": figures.progress,
+    "weights": figures.weights,
+    "trajectory": history.trajectory,
+    "search": history.search,
+    "cost": history.cost,
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_is_a_valid_figure(name: str, record: Record) -> None:
+    figure = DRAW[name](record())
+    assert isinstance(figure, go.Figure)
+    assert figure.to_plotly_json()["data"]
+
+
+def numbers(figure: go.Figure, axis: str) -> list[float]:
+    found: list[Any] = []
+    for trace in figure.data:
+        values = getattr(trace, axis)
+        found += [] if values is None else list(values)
+    return [float(v) for v in found if isinstance(v, int | float | np.floating)]
+
+
+def test_every_evaluation_is_a_point_of_the_front_figure(record: Record) -> None:
+    run = record()
+    figure = front.pareto(run)
+    assert figure is not None
+    shown = set(zip(numbers(figure, "x"), numbers(figure, "y"), strict=False))
+    for evaluation in run.evaluations:
+        assert (evaluation.values["loss"], evaluation.values["f1"]) in shown
+
+
+def test_weights_stand_on_hover(record: Record) -> None:
+    figure = front.pareto(record())
+    assert figure is not None
+    assert "step-" in str(figure.to_plotly_json())
+
+
+def test_the_front_line_is_not_dominated(record: Record) -> None:
+    run = record()
+    figure = front.pareto(run)
+    assert figure is not None
+    (line,) = (t for t in figure.data if t.name == "Pareto front")
+    best = {(e.values["loss"], e.values["f1"]) for e in run.evaluations}
+    for x, y in zip(line.x, line.y, strict=True):
+        assert not any(a < x and b > y for a, b in best)
+
+
+def test_one_bar_per_member_and_method(record: Record) -> None:
+    figure = figures.weights(record())
+    assert figure is not None
+    assert [len(trace.x) for trace in figure.data] == [15] * 4
+    assert all(sum(trace.y) == pytest.approx(1.0) for trace in figure.data)
+
+
+def test_hypervolume_has_a_point_per_evaluation(record: Record) -> None:
+    figure = figures.progress(record())
+    assert figure is not None
+    assert max(len(trace.x) for trace in figure.data) >= 90
+
+
+def test_nothing_to_draw_gives_none(record: Record) -> None:
+    bare = record(evaluations=(), hypervolume=(), trials=(), seconds={})
+    assert figures.progress(bare) is None
+    assert history.search(bare) is None
+    assert history.cost(bare) is None
+
+
+def test_a_record_checks_its_lengths(record: Record) -> None:
+    with pytest.raises(ValueError, match="has 2 weights for 15 members"):
+        record(evaluations=(EvaluationRow((0.5, 0.5), {}),), hypervolume=())
+    with pytest.raises(ValueError, match="got 3 values for 90 evaluations"):
+        record(hypervolume=(1.0, 2.0, 3.0))
