@@ -65,73 +65,31 @@ def demo(
         _stages(recipe, out, None, force=force, quiet=quiet, verbose=verbose)
 
 
-@app.command()
-def run(
-    source: Source,
-    overrides: Overrides = None,
-    out: Out = None,
-    force: Force = False,
-    print_recipe: PrintRecipe = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Search, train, fuse and report; run again to go on after an interruption."""
-    _stage(None, source, overrides, out, force, print_recipe, quiet, verbose)
+def _add_stage(name: str, stage: str | None, summary: str) -> None:
+    """A command for one stage of a run, or for all of them."""
+
+    def command(
+        source: Source,
+        overrides: Overrides = None,
+        out: Out = None,
+        force: Force = False,
+        print_recipe: PrintRecipe = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        _stage(stage, source, overrides, out, force, print_recipe, quiet, verbose)
+
+    app.command(name, help=summary)(command)
 
 
-@app.command()
-def search(
-    source: Source,
-    overrides: Overrides = None,
-    out: Out = None,
-    force: Force = False,
-    print_recipe: PrintRecipe = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Search the fine-tuning hyper-parameters only."""
-    _stage("search", source, overrides, out, force, print_recipe, quiet, verbose)
-
-
-@app.command()
-def train(
-    source: Source,
-    overrides: Overrides = None,
-    out: Out = None,
-    force: Force = False,
-    print_recipe: PrintRecipe = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Train with the hyper-parameters found, and collect the members."""
-    _stage("train", source, overrides, out, force, print_recipe, quiet, verbose)
-
-
-@app.command()
-def fuse(
-    source: Source,
-    overrides: Overrides = None,
-    out: Out = None,
-    force: Force = False,
-    print_recipe: PrintRecipe = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Search the fusion weights of the members and write the fused model."""
-    _stage("fuse", source, overrides, out, force, print_recipe, quiet, verbose)
-
-
-@app.command()
-def report(
-    source: Source,
-    overrides: Overrides = None,
-    out: Out = None,
-    force: Force = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Evaluate on the test split and write results.json and report.html."""
-    _stage("report", source, overrides, out, force, False, quiet, verbose)
+for _name, _which, _summary in (
+    ("run", None, "Search, train, fuse and report; run again to go on after an interruption."),
+    ("search", "search", "Search the fine-tuning hyper-parameters only."),
+    ("train", "train", "Train with the hyper-parameters found, and collect the members."),
+    ("fuse", "fuse", "Search the fusion weights of the members; write the fused model."),
+    ("report", "report", "Evaluate on the test split; write results.json and report.html."),
+):
+    _add_stage(_name, _which, _summary)
 
 
 @app.command()
