@@ -46,7 +46,7 @@ def fuse(context: Context) -> dict[str, Any]:
         for row, result in found.rows(name).items():
             results[row] = result
             values = _values_text(result, evaluator.objectives)
-            display.say(f"fuse: {row:<14} {values}  ({result.evaluations} evaluations)")
+            display.say(f"{row:<14}  {values}  {result.evaluations} evaluations")
         for note in notes.of_method(found):
             display.warn(note)
     chosen, note = choose(results, evaluator, recipe.fuse.choose, recipe.fuse.sampler)
