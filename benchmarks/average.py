@@ -3,7 +3,7 @@
     python -m benchmarks.average --json
 
 Ratios compare medians of runs that alternate in one process, so that what else the machine
-does hits all of them alike. `ratio_to_read` above 1 is faster than a float32 sum over the block.
+does hits all of them alike. `ratio_to_read`: a float32 sum over the same block.
 """
 
 from __future__ import annotations
