@@ -111,7 +111,7 @@ def require(name: str) -> None:
         except ImportError:
             raise RecipeError(
                 "The sampler cmaes needs the package cmaes, which is not installed.",
-                "Run `pip install cmaes`, or choose another sampler.",
+                "Run `pip install 'fusetune[cmaes]'`, or choose another sampler.",
             ) from None
 
 
