@@ -127,5 +127,5 @@ def test_unknown_or_not_installed(monkeypatch):
     with pytest.raises(RecipeError, match=r"the rivals are random, tpe, .*; got 'grid'"):
         RivalSampler("grid", K, [LOSS], seed=0)
     monkeypatch.setitem(sys.modules, "cmaes", None)
-    with pytest.raises(RecipeError, match=r"needs the package cmaes.*pip install 'fusetune.cmaes.'"):
+    with pytest.raises(RecipeError, match=r"needs the package.*'fusetune\[cmaes\]'"):
         require("cmaes")
