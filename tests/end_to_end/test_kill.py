@@ -57,7 +57,7 @@ def _kill_when(recipe: str, folder: Path, condition: Condition) -> bool:
     context.set_forkserver_preload(["fusetune.pipeline"])
     process = context.Process(target=_work, args=(recipe, str(folder)))
     process.start()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200  # against a hang alone
     while process.is_alive() and time.monotonic() < deadline:
         if condition(folder):
             assert process.pid is not None
