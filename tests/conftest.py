@@ -3,10 +3,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile("fusetune", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fusetune")
 
 
 @pytest.fixture(scope="session")
