@@ -44,6 +44,21 @@ def test_no_line_is_wider_than_the_terminal(
     assert not any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("metrics", [["loss", "f1"], ["loss", "f1", "accuracy"]])
+def test_long_names_crop_nothing(
+    results: Results, record: Callable[..., RunRecord], metrics: list[str]
+) -> None:
+    content = results(chosen="mobo.consensus")
+    content["methods"]["mobo.consensus"] = content["methods"].pop("mobo")
+    for entry in content["methods"].values():
+        for split in ("validation", "test"):
+            entry[split] = {name: entry[split][name] for name in metrics}
+    objectives = tuple(o for o in record().objectives if o.name in metrics)
+    text = shown(methods_table(content, objectives), 80)
+    for whole in ("mobo.consensus", "1 min 36 s", "0.859–0.899", "5.6 s"):
+        assert whole in text
+
+
 def test_markdown_marks_the_best_and_the_chosen(
     results: Results, record: Callable[..., RunRecord]
 ) -> None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.pool import MemberPool
 from fusetune.methods import find as find_method
-from fusetune.objective import Objective
+from fusetune.objective import LOSS, Objective
 from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, Report
 from fusetune.pipeline.context import Context, distributions
@@ -57,7 +57,7 @@ def search(context: Context) -> dict[str, Any]:
             objectives=[primary],
             pruner=_pruner(recipe.search.pruner),
         )
-    best = study.best_trial
+    best = _best(study, primary)
     seconds = [t.user_attrs.get("seconds", 0.0) for t in study.get_trials(deepcopy=False)]
     record = {
         "params": best.params,
@@ -142,11 +142,12 @@ class _Evaluate:
         return None if kind == "best_member" else method or recipe.fuse.sampler
 
     def _value(self, watch: ValidationWatch, folder: Path) -> tuple[float, dict[str, Any]]:
-        name = self.primary.name
-        checked = [evaluation.values[name] for _, evaluation in watch.history]
-        best_member = max(checked, key=lambda value: self.primary.sign * value)
+        name, sign = self.primary.name, self.primary.sign
+        checked = [evaluation.values for _, evaluation in watch.history]
+        best = max(checked, key=lambda values: (sign * values[name], -values[LOSS.name]))
+        best_member = float(best[name])
         if self._method is None:
-            return best_member, {}
+            return best_member, {LOSS.name: best[LOSS.name]}
         recipe = self.context.recipe
         bench = Workbench(MemberPool.open(folder / "members"), self.context, None)
         result = find_method(self._method)(
@@ -157,6 +158,7 @@ class _Evaluate:
             loop=Loop.in_memory(),
         )
         attributes = {
+            LOSS.name: result.values[LOSS.name],
             "best_member": best_member,
             "weights": list(result.weights.values),
             "evaluations": result.evaluations,
@@ -166,6 +168,21 @@ class _Evaluate:
 
 def _parameters(trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
     return {name: trial._suggest(name, space) for name, space in sampler.space.items()}
+
+
+def _best(study: optuna.Study, primary: Objective) -> FrozenTrial:
+    """The complete trial with the best value; equal ones are told apart by their loss.
+
+    Short trials often tie, as at the 0 of a correlation that is not defined yet; the first of
+    them could be the one whose learning rate is far too high.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    def rank(trial: FrozenTrial) -> tuple[float, float]:
+        assert trial.value is not None
+        return primary.sign * trial.value, -float(trial.user_attrs.get(LOSS.name, 0.0))
+
+    return max(trials, key=rank)
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:

@@ -18,6 +18,9 @@ SPLITS = ("validation", "test")
 WIDEST = 4
 """How many columns of values stand side by side in a terminal of 80 columns."""
 
+LONGEST = 9
+"""And how long the methods' names may be for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -150,7 +153,8 @@ def methods_table(
     """
     content = grid(results, objectives)
     table = Table(title=title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    beside = len(content.columns) <= WIDEST
+    longest = max(len(row.method) for row in content.rows)
+    beside = len(content.columns) <= WIDEST and longest <= LONGEST
     metrics = dict.fromkeys(metric for _, metric in content.columns)
     table.add_column("method", no_wrap=True)
     for split, metric in content.columns if beside else [("", metric) for metric in metrics]:
