@@ -88,11 +88,11 @@ search:
   variant: {{freeze_layers: 1}}
   epochs: 1
   space:
-    learning_rate: {{low: 1.0e-4, high: 1.0e-2, log: true}}
+    learning_rate: {{low: 1.0e-3, high: 1.0e-2, log: true}}
     weight_decay: {{low: 0.0, high: 0.1}}
     per_device_train_batch_size: {{choices: [8, 16]}}
 train:
-  epochs: 4
+  epochs: 6
   members: 5
   collect_from: 0.5
   arguments: {{lr_scheduler_type: constant_with_warmup, warmup_ratio: 0.2}}

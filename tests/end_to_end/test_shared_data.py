@@ -18,7 +18,7 @@ def test_minilm_on_mrpc(shared: Path, tmp_path: Path) -> None:
     data = tmp_path / "mrpc"
     data.mkdir()
     for split, rows in {"train": 400, "validation": 200}.items():
-        table = pq.read_table(shared / "mrpc" / f"{split}.parquet")
+        table = pq.read_table(shared / "data" / "mrpc" / f"{split}.parquet")
         pq.write_table(table.slice(0, rows), data / f"{split}.parquet")
     recipe = load(
         find("mrpc-minilm"),
