@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "evaluations"
 
     @property
+    def methods(self) -> Path:
+        """What each method chose."""
+        return self.path / "methods"
+
+    @property
     def fused(self) -> Path:
         """The fused model, an ordinary Hugging Face folder."""
         return self.path / "fused"
@@ -113,7 +118,7 @@ class RunFolder:
         owned = {
             "search": (self.work, self.evaluations),
             "train": (self.work, self.members, self.evaluations),
-            "fuse": (self.fused, self.path / "methods"),
+            "fuse": (self.fused, self.methods),
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 
@@ -198,4 +197,4 @@ def test_a_constraint_that_nothing_keeps_names_what_is_nearest(searched: Searche
 
 def test_results_come_back_from_json(searched: Searched) -> None:
     result = with_choices(*searched, evaluator())
-    assert FusionResult.from_json(json.loads(json.dumps(dataclasses.asdict(result)))) == result
+    assert FusionResult.from_json(json.loads(json.dumps(result.to_json()))) == result

@@ -1,4 +1,4 @@
-"""f: weights in, objective values and per-example outcomes out."""
+"""f: w, or any other point, in; objective values and per-example outcomes out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fusetune.errors import StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
-from fusetune.members.weights import FusionWeights
+from fusetune.members.points import Point
 from fusetune.objective import Objective
 
 
 class Average(Protocol):
     """What the evaluator needs of `members.average`: put θ̄(w) into the model."""
 
-    def into_model(self, weights: FusionWeights) -> None:
-        """Make the model's parameters θ̄(w), in place."""
+    def into_model(self, point: Point) -> None:
+        """Make the model's parameters those of the point, in place."""
         ...
 
 
@@ -52,7 +52,7 @@ class Evaluator:
         self.score = score
         self.objectives = tuple(objectives)
         self.store = store
-        self._asked: dict[FusionWeights, Evaluation] = {}
+        self._asked: dict[Point, Evaluation] = {}
 
     @property
     def primary(self) -> Objective:
@@ -90,17 +90,17 @@ class Evaluator:
         """The same evaluator with its counters at zero, for the next method."""
         return Evaluator(self.average, self.model, self.score, self.objectives, self.store)
 
-    def __call__(self, weights: FusionWeights) -> Evaluation:
+    def __call__(self, point: Point) -> Evaluation:
         """The values of θ̄(w): from the store if it was evaluated before."""
-        evaluation = self._asked.get(weights) or self.store.get(weights)
+        evaluation = self._asked.get(point) or self.store.get(point)
         if evaluation is None:
             started = time.perf_counter()
-            self.average.into_model(weights)
+            self.average.into_model(point)
             scored = self.score(self.model)
             seconds = time.perf_counter() - started
             evaluation = Evaluation(scored.values, scored.outputs, seconds)
-            self.store.put(weights, evaluation)
-        self._asked[weights] = evaluation
+            self.store.put(point, evaluation)
+        self._asked[point] = evaluation
         return evaluation
 
     def better(self, a: Evaluation, b: Evaluation) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fusetune.evaluation.evaluation import Evaluation
-from fusetune.members.weights import FusionWeights
+from fusetune.members.points import Point, key
 from fusetune.tasks.task import Outputs
 
 
@@ -27,13 +27,13 @@ class EvaluationStore:
     def __init__(self, folder: Path | None, context: str) -> None:
         self.folder = folder
         self.context = context
-        self._known: dict[FusionWeights, Evaluation] = {}
+        self._known: dict[Point, Evaluation] = {}
 
-    def get(self, weights: FusionWeights) -> Evaluation | None:
-        """The evaluation of `weights` if there is one; a damaged file counts as none."""
-        if weights in self._known:
-            return self._known[weights]
-        path = self._path(weights)
+    def get(self, point: Point) -> Evaluation | None:
+        """The evaluation of a point if there is one; a damaged file counts as none."""
+        if point in self._known:
+            return self._known[point]
+        path = self._path(point)
         if path is None or not path.is_file():
             return None
         try:
@@ -46,13 +46,13 @@ class EvaluationStore:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         evaluation = Evaluation(values, outputs, seconds)
-        self._known[weights] = evaluation
+        self._known[point] = evaluation
         return evaluation
 
-    def put(self, weights: FusionWeights, evaluation: Evaluation) -> None:
+    def put(self, point: Point, evaluation: Evaluation) -> None:
         """Remember an evaluation, durably if it has per-example outcomes."""
-        self._known[weights] = evaluation
-        path = self._path(weights)
+        self._known[point] = evaluation
+        path = self._path(point)
         if path is None or evaluation.outputs is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +69,9 @@ class EvaluationStore:
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, path)
 
-    def _path(self, weights: FusionWeights) -> Path | None:
+    def _path(self, point: Point) -> Path | None:
         if self.folder is None:
             return None
         digest = hashlib.sha256(self.context.encode())
-        digest.update(np.asarray(weights.values, dtype=np.float64).tobytes())
+        digest.update(key(point))
         return self.folder / f"{digest.hexdigest()[:32]}.npz"

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fusetune.members.member import Members
-from fusetune.members.weights import FusionWeights
+from fusetune.members.points import OwnModel, Point
 
 AUTO_CLASSES = (
     ("ForSequenceClassification", "AutoModelForSequenceClassification"),
@@ -34,7 +34,7 @@ AUTO_CLASSES = (
 
 def model_card(
     pool: Members,
-    weights: FusionWeights,
+    point: Point,
     *,
     name: str,
     method: str | None = None,
@@ -51,7 +51,7 @@ def model_card(
 
     Args:
         pool: The members, for the table of weights.
-        weights: w, one per member.
+        point: w, or whatever else a method chose.
         name: The model's name, its heading.
         method: How w was chosen.
         task: What the model does, a few words.
@@ -71,6 +71,8 @@ def model_card(
         for metric, value in values.items()
         if math.isfinite(value)
     ]
+    own = isinstance(point, OwnModel)
+    values = (0.0,) * len(pool.members) if isinstance(point, OwnModel) else point.values
     results = _eval_results(finite, dataset, pipeline_tag)
     data = ModelCardData(
         library_name="transformers",
@@ -95,8 +97,9 @@ def model_card(
         "metrics": [(split, metric, f"{value:.4f}") for split, metric, value in finite],
         "members": [
             {"name": member.name, "step": member.step, "weight": weight}
-            for member, weight in zip(pool.members, weights.values, strict=True)
+            for member, weight in zip(pool.members, values, strict=True)
         ],
+        "own": own,
     }
     return _environment().get_template("card.md.j2").render(context)
 

@@ -91,12 +91,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ValueError: If the content has a number that JSON lacks (NaN, infinity).
     """
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write; it becomes `path`, durably, when the block ends."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

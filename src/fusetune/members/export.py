@@ -22,8 +22,8 @@ from fusetune.members.disk import (
     require_space,
     write_json,
 )
+from fusetune.members.points import OwnModel, Point, to_json
 from fusetune.members.pool import MemberPool
-from fusetune.members.weights import FusionWeights
 
 __all__ = ["FUSION", "export", "model_card"]
 
@@ -47,7 +47,7 @@ TOKENIZER_FILES = (
 
 def export(
     average: Average,
-    weights: FusionWeights,
+    point: Point,
     pool: MemberPool,
     folder: str | Path,
     *,
@@ -65,7 +65,7 @@ def export(
 
     Args:
         average: Of the pool.
-        weights: w.
+        point: w, or whatever else a method chose.
         pool: The members.
         folder: Made, or replaced as a whole if an earlier export made it.
         tokenizer: Saved beside the model; by default the template's files are copied.
@@ -83,13 +83,13 @@ def export(
     """
     folder = Path(folder)
     source = Path(template) if template is not None else pool.members[-1].path
-    record = fusion_record(pool, weights)
+    record = fusion_record(pool, point)
     if clash := record.keys() & (extra or {}).keys():
         raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
     _require_replaceable(folder)
     require_space(folder, pool.members[0].nbytes)
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
-        tensors = average.tensors(weights)
+        tensors = average.tensors(point)
         save_torch_state_dict(tensors, new, max_shard_size=max_shard_size)
         _write_config(pool, source, new)
         _copy(source, new, "generation_config.json")
@@ -97,20 +97,26 @@ def export(
             tokenizer.save_pretrained(new)
         else:
             _copy(source, new, *TOKENIZER_FILES)
-        text = card if card is not None else model_card(pool, weights, name=folder.name)
+        text = card if card is not None else model_card(pool, point, name=folder.name)
         (new / "README.md").write_text(text, encoding="utf-8")
         write_json(new / FUSION, _finite({**record, **(extra or {})}))
     return folder
 
 
-def fusion_record(pool: MemberPool, weights: FusionWeights) -> dict[str, Any]:
-    """What fusion.json always has: the version, and each member with its weight."""
+def fusion_record(pool: MemberPool, point: Point) -> dict[str, Any]:
+    """What fusion.json always has: the version, and each member with its coefficient.
+
+    Of a model of its own, the coefficients are null and "model" is its digest.
+    """
+    own = isinstance(point, OwnModel)
+    values = [None] * len(pool) if isinstance(point, OwnModel) else point.values
     return {
         "fusetune": version("fusetune"),
         "fingerprint": pool.fingerprint,
+        **(to_json(point) if own else {}),
         "members": [
             {"name": m.name, "step": m.step, "weight": weight, "sha256": m.sha256}
-            for m, weight in zip(pool.members, weights.values, strict=True)
+            for m, weight in zip(pool.members, values, strict=True)
         ],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -40,6 +40,18 @@ def part_of_gradient(targets: Sequence[Tensor], part: slice) -> Tensor | None:
     """
     parts = [t.grad.reshape(-1)[part] for t in targets if t.is_leaf and t.grad is not None]
     return sum(parts[1:], start=parts[0]) if parts else None
+
+
+def gradients(targets: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The gradient of each tensor that has one, in the tensor's shape.
+
+    Args:
+        targets: Name → the model's tensors that take its value, as `bind` gives.
+    """
+    for name, tensors in targets.items():
+        parts = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+        if parts:
+            yield name, sum(parts[1:], start=parts[0])
 
 
 def _clear(parameters: Iterable[nn.Parameter]) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusetune.members.weights import FusionWeights
+from fusetune.members.points import Mixture
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Fusion weights, made ready for the kernel.
+    """Coefficients of the members, made ready for the kernel.
 
     Attributes:
         vector: `k`, in the accumulator's dtype and on its device.
@@ -30,7 +30,7 @@ class Mix:
     single: int | None
 
     @classmethod
-    def of(cls, weights: FusionWeights, dtype: torch.dtype, device: torch.device) -> Mix:
+    def of(cls, weights: Mixture, dtype: torch.dtype, device: torch.device) -> Mix:
         """Prepare weights; one that rounds to zero in `dtype` is zero."""
         vector = torch.tensor(weights.values, dtype=dtype)
         used = [bool(v) for v in vector.tolist()]

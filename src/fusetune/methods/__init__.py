@@ -15,7 +15,7 @@ from fusetune.optimization import RIVALS
 if TYPE_CHECKING:
     from fusetune.methods.method import FusionMethod
 
-_NOT_METHODS = {"method", "search", "choices"}
+_NOT_METHODS = {"choices", "descent", "method", "origin", "search"}
 
 SAMPLERS = ("mobo", "bo", *RIVALS)
 """Methods that search over w, each with a study of its own."""

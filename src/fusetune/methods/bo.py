@@ -9,6 +9,7 @@ from __future__ import annotations
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.methods.search import search
 from fusetune.optimization.fusion import Settings
 from fusetune.optimization.samplers import FusionSampler
@@ -16,7 +17,13 @@ from fusetune.optimization.study import Loop
 
 
 def bo(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """As `mobo`, but with the primary metric as the only objective [Jang2024].
 

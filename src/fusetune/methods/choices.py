@@ -81,7 +81,7 @@ class _Evaluated:
         """A choice among what was evaluated: it costs its own computing at most."""
         trial = self.trials[row]
         return FusionResult(
-            weights=weights_of(trial),
+            point=weights_of(trial),
             values=self.values[row],
             evaluations=result.evaluations,
             seconds=result.seconds + seconds,
@@ -96,7 +96,7 @@ def _consensus(result: FusionResult, seen: _Evaluated, evaluator: Evaluator) -> 
     evaluation = evaluator(weights)
     more = weights not in known
     return FusionResult(
-        weights=weights,
+        point=weights,
         values=evaluation.values,
         evaluations=result.evaluations + more,
         seconds=result.seconds + (evaluation.seconds if more else 0.0),

@@ -14,6 +14,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.optimization.study import Loop
 
 # From the uniform average to one that gives the last member half of the weight.
@@ -21,7 +22,13 @@ DECAYS = (1.0, 0.9375, 0.875, 0.8125, 0.75, 0.6875, 0.625, 0.5625, 0.5)
 
 
 def ema(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """The best of the averages w_i ∝ decay^(k − 1 − i), members in order of their steps.
 

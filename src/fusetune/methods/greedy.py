@@ -10,12 +10,19 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.optimization.greedy import GreedySoup
 from fusetune.optimization.study import Loop
 
 
 def greedy(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """Members in order of the primary metric, kept when the average improves [Wortsman2022]."""
     k = len(pool)

@@ -8,31 +8,35 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusetune.errors import StageError
 from fusetune.evaluation.batching import IndexedBatch
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
-from fusetune.members.average import Average
 from fusetune.members.gradient import differentiable
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
+from fusetune.methods.descent import PASS_COST, average_of, backward, cut
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.optimization.study import Loop
 
-PASS_COST = 3  # evaluations: forward, and twice as much backward
 STEPS = 4  # the fewest of a pass
 LEARNING_RATE = 0.1
 
 
 def learned(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """Adam on the loss of θ̄(softmax(a)) over the evaluator's split [Wortsman2022].
 
@@ -88,12 +92,7 @@ class _Descent:
 
     def __init__(self, evaluator: Evaluator, k: int, passes: int, seed: int) -> None:
         self._scorer = evaluator.scorer("The method learned")
-        if not isinstance(evaluator.average, Average):
-            raise StageError(
-                "The method learned needs an average that gives gradient products.",
-                hint="Make it with fusetune.members.average.plan.",
-            )
-        self._average = evaluator.average
+        self._average = average_of(evaluator, "learned")
         self._batches = minibatches(self._scorer)
         self._random = np.random.default_rng(seed)
         self._logits = torch.zeros(k, dtype=torch.float64, requires_grad=True)
@@ -129,19 +128,9 @@ class _Descent:
 
     def _gradient(self, batch: IndexedBatch) -> NDArray[np.float64]:
         """∂L/∂w of one batch, `k`; over a pass their mean is that of the split's loss."""
-        scorer, model = self._scorer, self._average.model
         self._average.into_model(self.weights)
-        for parameter in model.parameters():
-            parameter.grad = None
-        # Not in float16: its small gradients would be lost without a scale for the loss.
-        lower = scorer.dtype is torch.bfloat16
-        with (
-            torch.enable_grad(),
-            torch.autocast(scorer.device.type, torch.bfloat16, enabled=lower),
-        ):
-            loss = scorer.task.loss(model, batch.inputs)
-        share = len(batch.rows) * len(self._batches) / len(scorer.encoded)
-        loss.backward()
+        backward(self._scorer, self._average.model, batch.inputs)
+        share = len(batch.rows) * len(self._batches) / len(self._scorer.encoded)
         return share * self._average.gradient_products()
 
 
@@ -150,12 +139,6 @@ def minibatches(scorer: Scorer) -> list[IndexedBatch]:
 
     An accelerator takes a small split in one batch, which would be one step per pass.
     """
-    parts = math.ceil(STEPS / len(scorer.batches))
-    cut: list[IndexedBatch] = []
-    for batch in scorer.batches:
-        for rows in np.array_split(np.arange(len(batch.rows)), parts):
-            if len(rows):
-                part = slice(int(rows[0]), int(rows[-1]) + 1)
-                inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
-                cut.append(IndexedBatch(batch.rows[part], inputs))
-    return cut
+    parts = -(-STEPS // len(scorer.batches))
+    longest = max(len(batch.rows) for batch in scorer.batches)
+    return cut(scorer.batches, -(-longest // parts))

@@ -9,13 +9,20 @@ from __future__ import annotations
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.methods.search import search
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
 
 
 def mobo(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """The w with the best primary metric among all that the search evaluated [Jang2024].
 

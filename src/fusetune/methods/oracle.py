@@ -17,6 +17,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.objective import Objective
 from fusetune.optimization.study import Loop
 
@@ -34,6 +35,7 @@ def oracle(
     budget: int,
     seed: int,
     loop: Loop,
+    origin: Origin | None = None,
     evaluations: int | None = None,
     exact: bool = False,
 ) -> FusionResult:
@@ -52,6 +54,7 @@ def oracle(
         budget: As for every method.
         seed: Not used.
         loop: Not used.
+        origin: Not used.
         evaluations: How many subsets are evaluated; by default the budget, at most `MOST`.
             The k members and the uniform average are always among them.
         exact: Evaluate every subset.

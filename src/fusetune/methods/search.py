@@ -12,6 +12,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionMethod, FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.objective import to_maximise
 from fusetune.optimization.pareto import choose, front
 from fusetune.optimization.recording import ORIGIN, SUGGEST_SECONDS
@@ -88,7 +89,13 @@ def rival(name: str) -> FusionMethod:
     """
 
     def method(
-        pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+        pool: MemberPool,
+        evaluator: Evaluator,
+        *,
+        budget: int,
+        seed: int,
+        loop: Loop,
+        origin: Origin | None = None,
     ) -> FusionResult:
         k = len(pool)
         sampler = RivalSampler(name, k, evaluator.objectives, seed=seed)
@@ -107,7 +114,7 @@ def _result(study: optuna.Study, evaluator: Evaluator) -> FusionResult:
     optimal = [trials[i] for i in front(maximised)]
     spent = [(t.user_attrs["seconds"], t.user_attrs.get(SUGGEST_SECONDS, 0.0)) for t in trials]
     return FusionResult(
-        weights=weights_of(trials[best]),
+        point=weights_of(trials[best]),
         values=values[best],
         evaluations=len({weights_of(t) for t in trials}),
         seconds=sum(evaluating + suggesting for evaluating, suggesting in spent),

@@ -9,11 +9,18 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.methods.origin import Origin
 from fusetune.optimization.study import Loop
 
 
 def swa(
-    pool: MemberPool, evaluator: Evaluator, *, budget: int, seed: int, loop: Loop
+    pool: MemberPool,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    seed: int,
+    loop: Loop,
+    origin: Origin | None = None,
 ) -> FusionResult:
     """Stochastic weight averaging: one evaluation, no choice [Izmailov2018]."""
     return FusionResult.of(FusionWeights.uniform(len(pool)), evaluator)

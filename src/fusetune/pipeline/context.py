@@ -13,13 +13,15 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import FrozenTrial
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fusetune.errors import RecipeError
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
 from fusetune.members.disk import require_space
+from fusetune.methods.origin import Origin
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
@@ -161,6 +163,16 @@ class Context:
                 self.task, self.encode(split), self.collate, self.device, DTYPES[self.precision]
             )
         return self._scorers[split]
+
+    @cached_property
+    def origin(self) -> Origin:
+        """θ_0 and the training split, for methods that need them."""
+
+        def initial() -> Mapping[str, Tensor]:
+            set_seed(self.recipe.seed)  # as the training does: the same new head
+            return dict(self.model_maker()().state_dict())
+
+        return Origin(initial, lambda: self.scorer("train"))
 
     def model_maker(self, variant: Variant | str = "full") -> Callable[[], PreTrainedModel]:
         """A function that builds the model, in full or as a light variant."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusetune.errors import RunError
 from fusetune.members.export import export
+from fusetune.members.points import Point
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
@@ -39,10 +40,11 @@ def export_model(
     bench = open_members(context)
     results = saved_results(folder)
     name = method or str(record["chosen"])
+    chosen: Point
     if weights is not None:
         chosen, name = _parse_weights(weights, len(bench.pool)), "weights of your own"
     elif name in results:
-        chosen = results[name].weights
+        chosen = results[name].point
     else:
         raise RunError(f"{path} has no method {name!r}; it has {', '.join(results)}.")
     export(bench.average, chosen, bench.pool, out, extra={"method": name})

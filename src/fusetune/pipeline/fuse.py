@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,6 +16,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.card import model_card
 from fusetune.members.disk import write_json
 from fusetune.members.export import export
+from fusetune.members.points import OwnModel, Point, model_file
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
@@ -56,7 +58,7 @@ def fuse(context: Context) -> dict[str, Any]:
     record = {
         "chosen": chosen,
         "notes": [note] if note else [],
-        "methods": {n: asdict(r) for n, r in results.items()},
+        "methods": {n: r.to_json() for n, r in results.items()},
     }
     context.folder.finish("fuse", record)
     return record
@@ -88,7 +90,7 @@ def choose(
     candidates = [name for name in results if "." not in name]
     chosen = candidates[0]
     for name in candidates:
-        best, candidate = evaluator(results[chosen].weights), evaluator(results[name].weights)
+        best, candidate = evaluator(results[chosen].point), evaluator(results[name].point)
         if not evaluator.better(best, candidate):
             chosen = name
     return chosen, note
@@ -106,7 +108,8 @@ def _require_difference(pool: MemberPool) -> None:
 def saved_results(folder: RunFolder) -> dict[str, FusionResult]:
     """The results of the stage's record, by method."""
     record = folder.done("fuse") or {"methods": {}}
-    return {n: FusionResult.from_json(data) for n, data in record["methods"].items()}
+    own = _own_models(folder)
+    return {n: FusionResult.from_json(data, own) for n, data in record["methods"].items()}
 
 
 def references(context: Context, bench: Workbench) -> dict[str, FusionResult]:
@@ -130,30 +133,45 @@ def _run_method(
             budget=recipe.fuse.evaluations,
             seed=recipe.seed,
             loop=context.loop(_show(bar, evaluator)),
+            origin=context.origin,
         )
         bar.update(result.evaluations, result.evaluations)
     if name == recipe.fuse.sampler:
         trials = context.trials(study_name(name))
         result = with_choices(result, trials, evaluator, context.constraint)
-    path = context.folder.path / "methods" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, asdict(result))
+    return _save(context.folder, name, result)
+
+
+def _own_models(folder: RunFolder) -> Path:
+    """Where models are kept that are no combination of the members."""
+    return folder.methods / "models"
+
+
+def _save(folder: RunFolder, name: str, result: FusionResult) -> FusionResult:
+    """Keep a method's result; a model of its own is read from its file from now on."""
+    if isinstance(result.point, OwnModel):
+        file = model_file(_own_models(folder), result.point.digest)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        result.point.save(file)
+        result = replace(result, point=OwnModel.open(file))
+    folder.methods.mkdir(exist_ok=True)
+    write_json(folder.methods / f"{name}.json", result.to_json())
     return result
 
 
 def _saved(folder: RunFolder, name: str) -> FusionResult | None:
     try:
-        text = (folder.path / "methods" / f"{name}.json").read_text(encoding="utf-8")
+        text = (folder.methods / f"{name}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    return FusionResult.from_json(json.loads(text))
+    return FusionResult.from_json(json.loads(text), _own_models(folder))
 
 
 def _write_fused(context: Context, bench: Workbench, method: str, result: FusionResult) -> None:
-    card = card_text(context, bench.pool, method, result.weights, {"validation": result.values})
+    card = card_text(context, bench.pool, method, result.point, {"validation": result.values})
     export(
         bench.average,
-        result.weights,
+        result.point,
         bench.pool,
         context.folder.fused,
         tokenizer=context.tokenizer,
@@ -166,14 +184,14 @@ def card_text(
     context: Context,
     pool: MemberPool,
     method: str,
-    weights: FusionWeights,
+    point: Point,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> str:
     """The model card of the fused model; `metrics` are split → metric → value."""
     data = context.recipe.task.data
     return model_card(
         pool,
-        weights,
+        point,
         name=context.folder.path.resolve().name,
         method=method,
         task=f"{context.task.name} ({context.recipe.task.kind})",

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fusetune.evaluation.contributions import contributions, hint
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.undefined import notes as undefined
+from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
@@ -44,7 +45,7 @@ def of_metrics(
     k = len(pool)
     found = []
     for split, evaluator in evaluators.items():
-        models = [(name, evaluator(r.weights).outputs) for name, r in results.items()]
+        models = [(name, evaluator(r.point).outputs) for name, r in results.items()]
         if split == "validation":
             members = enumerate(pool.names)
             models += [(n, evaluator(FusionWeights.one_hot(i, k)).outputs) for i, n in members]
@@ -54,10 +55,15 @@ def of_metrics(
 
 
 def of_members(
-    evaluator: Evaluator, weights: FusionWeights, pool: MemberPool
+    evaluator: Evaluator, point: Point, pool: MemberPool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The contribution of each member to the fused model, for results.json, and a hint."""
-    found = contributions(evaluator, weights)
+    """The contribution of each member to the fused model, for results.json, and a hint.
+
+    There are none outside the simplex.
+    """
+    if not isinstance(point, FusionWeights):
+        return [], []
+    found = contributions(evaluator, point)
     rows = [
         {
             "member": pool.names[c.member],

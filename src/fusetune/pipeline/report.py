@@ -49,10 +49,10 @@ def report(context: Context) -> dict[str, Any]:
         evaluators,
         version=package_version("fusetune"),
         seed=context.recipe.seed,
+        members=len(bench.pool),
     )
-    weights = results[chosen].weights
     table["contributions"], spare = notes.of_members(
-        evaluators["validation"].fresh(), weights, bench.pool
+        evaluators["validation"].fresh(), results[chosen].point, bench.pool
     )
     warnings = [
         *record.get("notes", []),
@@ -69,7 +69,7 @@ def report(context: Context) -> dict[str, Any]:
         split: {n: v["value"] for n, v in table["methods"][chosen][split].items()}
         for split in SPLITS
     }
-    card = card_text(context, bench.pool, chosen, weights, metrics)
+    card = card_text(context, bench.pool, chosen, results[chosen].point, metrics)
     (folder.fused / "README.md").write_text(card, encoding="utf-8")
     folder.finish("report", {"results": folder.results.name, "report": folder.report.name})
     display.console.print(methods_table(table, page.objectives))
@@ -138,7 +138,7 @@ def _evaluations(
     results: Mapping[str, FusionResult],
     evaluator: Evaluator,
 ) -> tuple[tuple[EvaluationRow, ...], tuple[float, ...]]:
-    """Every distinct w: those of the search in order, then what other methods chose."""
+    """Every distinct w: those of the search in order, then those of other methods."""
     objectives = evaluator.objectives
     asked: dict[FusionWeights, tuple[str, Mapping[str, float]]] = {}
     for trial in trials:
@@ -147,7 +147,8 @@ def _evaluations(
             values = {o.name: v for o, v in zip(objectives, trial.values, strict=True)}
             asked.setdefault(weights, (sampler, values))
     for name, result in results.items():
-        asked.setdefault(result.weights, (name, result.values))
+        if isinstance(result.point, FusionWeights):
+            asked.setdefault(result.point, (name, result.values))
     maximised = to_maximise([v for _, v in asked.values()], objectives)
     best = set(front(maximised).tolist())
     rows = tuple(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fusetune.evaluation.bootstrap import bootstrap_counts, intervals, paired_difference
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.points import to_json
 from fusetune.methods.method import FusionResult
 from fusetune.tasks.task import SplitName, Task
 
@@ -25,6 +26,7 @@ def build_results(
     *,
     version: str,
     seed: int,
+    members: int,
 ) -> dict[str, Any]:
     """The content of results.json; the test split is evaluated here and nowhere else.
 
@@ -35,6 +37,7 @@ def build_results(
         evaluators: One per split.
         version: Of fusetune.
         seed: Of the run; of the bootstrap as well.
+        members: k.
     """
     primary = evaluators["validation"].primary.name
     counts = {split: bootstrap_counts(len(task.splits[split]), seed=seed) for split in SPLITS}
@@ -47,14 +50,15 @@ def build_results(
             },
             "evaluations": result.evaluations,
             "seconds": result.seconds,
-            "weights": list(result.weights.values),
+            "weights": None,  # unless the method stays on the simplex
+            **to_json(result.point),
         }
     return {
         "fusetune": version,
         "task": task.name,
         "seed": seed,
         "primary": primary,
-        "members": len(results[chosen].weights),
+        "members": members,
         "chosen": chosen,
         "methods": methods,
         "comparison": {
@@ -72,7 +76,7 @@ def _measured(
     evaluator: Evaluator,
     counts: NDArray[np.float64],
 ) -> dict[str, dict[str, float]]:
-    evaluation = evaluator(result.weights)
+    evaluation = evaluator(result.point)
     assert evaluation.outputs is not None  # a task's scorer keeps them
     labels = task.splits[split].labels
     found = intervals(evaluation.values, evaluation.outputs, labels, task.resample, counts)
@@ -87,7 +91,7 @@ def _compared(
     counts: NDArray[np.float64],
 ) -> dict[str, float]:
     """The chosen method minus a rival, paired, in the primary metric on test."""
-    a, b = evaluator(chosen.weights), evaluator(rival.weights)
+    a, b = evaluator(chosen.point), evaluator(rival.point)
     assert a.outputs is not None
     assert b.outputs is not None
     name = evaluator.primary.name

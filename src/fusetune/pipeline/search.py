@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
 from fusetune.evaluation.evaluation import Evaluation
+from fusetune.members.points import to_json
 from fusetune.members.pool import MemberPool
 from fusetune.methods import find as find_method
 from fusetune.objective import LOSS, Objective
@@ -156,11 +157,12 @@ class _Evaluate:
             budget=recipe.search.fused_evaluations or recipe.fuse.evaluations,
             seed=recipe.seed,
             loop=Loop.in_memory(),
+            origin=self.context.origin,
         )
         attributes = {
             LOSS.name: result.values[LOSS.name],
             "best_member": best_member,
-            "weights": list(result.weights.values),
+            "point": to_json(result.point),
             "evaluations": result.evaluations,
         }
         return float(result.values[name]), attributes

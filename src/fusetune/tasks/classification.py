@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fusetune.errors import DataError
 from fusetune.tasks import metrics as registry
@@ -67,6 +67,11 @@ class SequenceClassification(TextTask):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of each example, `n`; logits are `n x c`."""
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def draw(self, logits: Tensor, generator: Generator) -> Tensor:
+        """A class of each example, `n`, with its softmax probability."""
+        drawn = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+        return drawn.squeeze(-1)
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -156,6 +161,12 @@ class Regression(TextTask):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Squared error of each example, `n`; logits are `n x 1`."""
         return (logits.squeeze(-1) - labels.float()) ** 2
+
+    def draw(self, logits: Tensor, generator: Generator) -> Tensor:
+        """The prediction with Gaussian noise of variance 1/2, whose −log is the square."""
+        predicted = logits.squeeze(-1)
+        noise = torch.randn(predicted.shape, generator=generator)
+        return predicted + math.sqrt(0.5) * noise
 
     def _head(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}

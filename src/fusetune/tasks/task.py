@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fusetune.objective import Objective
@@ -115,6 +115,18 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean training loss of a batch that is on the model's device, differentiable."""
+        ...
+
+    def with_drawn_labels(
+        self, model: nn.Module, batch: Batch, generator: Generator
+    ) -> dict[str, Tensor]:
+        """The batch with labels drawn from what the model itself predicts.
+
+        Args:
+            model: In evaluation mode.
+            batch: On the model's device.
+            generator: The source of randomness, on the CPU.
+        """
         ...
 
     def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -82,6 +82,11 @@ class TextTask(ABC):
     @abstractmethod
     def _head(self) -> dict[str, Any]:
         """Config values of the head; `splits` has been read."""
+
+    @abstractmethod
+    @abstractmethod
+    def draw(self, logits: Tensor, generator: Generator) -> Tensor:
+        """A label for each example, `n`, from the distribution whose −log is the loss."""
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -171,6 +176,15 @@ class TextTask(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch, as in training, with a graph behind it."""
         return self.losses(_logits(model, batch), batch["labels"]).mean()
+
+    def with_drawn_labels(
+        self, model: nn.Module, batch: Batch, generator: Generator
+    ) -> dict[str, Tensor]:
+        """The batch with labels drawn from what the model predicts; see `Task`."""
+        with torch.no_grad():
+            drawn = self.draw(_logits(model, batch).cpu(), generator)
+        labels = batch["labels"]
+        return {**batch, "labels": drawn.to(labels.device, labels.dtype)}
 
     def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
         """Mean loss and every metric over a whole split."""

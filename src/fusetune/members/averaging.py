@@ -1,0 +1,187 @@
+"""What the resident and the streaming form of averaging share; see `average`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fusetune.errors import MemberError
+from fusetune.members.binding import bind, check_length, same_bits, tied_names
+from fusetune.members.gradient import part_of_gradient
+from fusetune.members.kernel import Kernel, Mix
+from fusetune.members.layout import Group, lay_out
+from fusetune.members.member import Members
+from fusetune.members.points import Mixture, OwnModel, Point
+from fusetune.members.weights import FusionWeights
+
+
+class Average(ABC):
+    """θ̄(w) for one pool and one model.
+
+    Args:
+        pool: k members.
+        model: The model that `into_model` fills; its class and shapes are the members'.
+        tile: T, see `layout`.
+        device: Where tiles are averaged.
+
+    Attributes:
+        targets: Name in the members' files → the model's tensors that take its value.
+
+    Raises:
+        MemberError: If model and members do not fit, or members differ in a tensor that
+            cannot be averaged (integers, booleans).
+    """
+
+    def __init__(
+        self, pool: Members, model: nn.Module, tile: int, device: torch.device
+    ) -> None:
+        self.pool = pool
+        self.model = model
+        self._device = device
+        self._k = len(pool.members)
+        tensors = pool.members[0].tensors
+        self.targets = bind(model, tensors)
+        self._layout = lay_out(tensors, tile)
+        self._kernels = [
+            Kernel(self._k, g.dtype, g.accumulator, g.tile, device) for g in self._layout.groups
+        ]
+        self._check_fixed()
+        self._check_tied()
+
+    def into_model(self, point: Point) -> None:
+        """Make the model θ̄(w), or take over the tensors of a model of its own, in place.
+
+        Members in 16 bits are summed in float32 and the sum is rounded to 16 bits; the
+        model holds that value in its own dtype. Integer and non-persistent buffers are
+        not touched.
+
+        Raises:
+            ValueError: If there is not one coefficient per member, or a model of its own
+                has not the members' tensors.
+        """
+        if isinstance(point, OwnModel):
+            self._take_over(point)
+        else:
+            check_length(point, self._k)
+            self._mix_into_model(point)
+
+    @abstractmethod
+    def _mix_into_model(self, weights: Mixture) -> None:
+        """Make the model Σ w_i θ_i, in place."""
+
+    @abstractmethod
+    def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
+        """One tile of all members, `k x n`; rows that `mix` does not use may be anything."""
+
+    def tensors(self, point: Point) -> dict[str, Tensor]:
+        """The point's model as new tensors on the CPU, in the names and dtypes of the files.
+
+        The model is not touched.
+        """
+        result = {
+            name: torch.empty(info.shape, dtype=info.dtype)
+            for name, info in self.pool.members[0].tensors.items()
+        }
+        for name in self._layout.fixed:
+            result[name].copy_(self.pool.load_tensor(0, name))
+        if isinstance(point, OwnModel):
+            self._check_names(point)
+            for name, tensor in point.tensors.items():
+                result[name].copy_(tensor)
+            return result
+        check_length(point, self._k)
+        with torch.no_grad():
+            for group, tile, total in self._tiles(point):
+                for piece in group.pieces(tile):
+                    result[piece.name].view(-1)[piece.tensor].copy_(total[piece.tile])
+        return result
+
+    def gradient_products(self) -> NDArray[np.float64]:
+        """<∂L/∂θ̄, θ_i> of every member, after a backward pass: ∂L/∂w, `k`.
+
+        θ̄ is linear in w, so these k numbers are the whole gradient. Products are made in
+        float32 (float64 for float64 members) by pieces of tensors and added in float64.
+        Tensors without a gradient (frozen, unused, buffers) count zero;
+        rounding to 16 bits counts as the identity. One pass over the members, like an
+        average, and no memory besides the model's gradient.
+        """
+        products = torch.zeros(self._k, dtype=torch.float64, device=self._device)
+        everyone = FusionWeights.uniform(self._k)
+        for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
+            mix = Mix.of(everyone, group.accumulator, self._device)
+            for tile in range(group.num_tiles):
+                rows: Tensor | None = None
+                for piece in group.pieces(tile):
+                    gradient = part_of_gradient(self.targets[piece.name], piece.tensor)
+                    if gradient is None:
+                        continue
+                    rows = self._rows(group, tile, mix) if rows is None else rows
+                    products += kernel.products(rows[:, piece.tile], gradient)
+        return products.cpu().numpy()
+
+    def member_tiles(self) -> Iterator[Tensor]:
+        """All members side by side, tile after tile: `k x n` each, as stored.
+
+        A tile is valid until the next one. Gaps between tensors are zero.
+        """
+        everyone = FusionWeights.uniform(self._k)
+        for group in self._layout.groups:
+            mix = Mix.of(everyone, group.accumulator, self._device)
+            for tile in range(group.num_tiles):
+                yield self._rows(group, tile, mix)
+
+    def _take_over(self, own: OwnModel) -> None:
+        self._check_names(own)
+        with torch.no_grad():
+            for name, tensor in own.tensors.items():
+                for target in self.targets[name]:
+                    target.copy_(tensor)
+
+    def _check_names(self, own: OwnModel) -> None:
+        expected = {slot.name: slot.shape for g in self._layout.groups for slot in g.slots}
+        given = {name: tuple(tensor.shape) for name, tensor in own.tensors.items()}
+        if given != expected:
+            different = sorted(n for n, _ in given.items() ^ expected.items())
+            raise ValueError(
+                f"A model of its own needs the members' tensors; {different[0]} differs."
+            )
+
+    def _tiles(self, weights: Mixture) -> Iterator[tuple[Group, int, Tensor]]:
+        """Group, tile number and average of each tile, in a buffer that is used again."""
+        for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
+            mix = Mix.of(weights, group.accumulator, self._device)
+            buffer = torch.empty(group.tile, dtype=group.accumulator, device=self._device)
+            for tile in range(group.num_tiles):
+                rows = self._rows(group, tile, mix)
+                total = buffer[: rows.shape[1]]
+                kernel(rows, mix, total)
+                yield group, tile, total
+
+    def _check_fixed(self) -> None:
+        for name in self._layout.fixed:
+            values = [self.pool.load_tensor(i, name) for i in range(self._k)]
+            if not same_bits(values):
+                raise MemberError(
+                    f"{name} is {values[0].dtype} and differs between the members; "
+                    "only floating-point tensors can be averaged.",
+                    hint="Fuse checkpoints of one run, of which this tensor is a constant.",
+                )
+            with torch.no_grad():
+                for target in self.targets[name]:
+                    target.copy_(values[0])
+
+    def _check_tied(self) -> None:
+        for names in tied_names(self.model, self.pool.members[0].tensors):
+            for i, member in enumerate(self.pool.members):
+                if not same_bits(self.pool.load_tensor(i, name) for name in names):
+                    raise MemberError(
+                        f"{' and '.join(names)} are one tensor in the model, "
+                        f"but differ in {member.path}.",
+                        hint="Load the model with the configuration of the members "
+                        "(tie_word_embeddings).",
+                    )
