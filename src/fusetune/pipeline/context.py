@@ -20,6 +20,7 @@ from fusetune.errors import RecipeError
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
+from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
 from fusetune.methods.origin import Origin
 from fusetune.models.device import DTYPES, choose_device, choose_precision
@@ -209,6 +210,9 @@ class Context:
             self.display.warn(note)
         model = self.model_maker(recipe.search.variant if recipe.search.trials else "full")()
         size = sum(p.numel() * p.element_size() for p in model.parameters())
+        if "otfusion" in recipe.fuse.rows:
+            shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+            find_blocks(model.config.to_dict(), shapes)
         del model
         for params in self._extremes():
             settings = arguments.build(
