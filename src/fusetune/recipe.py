@@ -163,6 +163,9 @@ class FuseSection(Section):
         "mobo", description="What proposes w; another than mobo takes its row and its place."
     )
     evaluations: int = Field(90, ge=2, description="In all, the starting points included.")
+    averaging: Literal["auto", "resident", "host", "streaming"] = Field(
+        "auto", description="Where members are kept while they are averaged."
+    )
     methods: list[str] = Field(default_factory=lambda: ["finetune", "swa", "greedy", "mobo"])
     choose: Literal["consensus", "best", "posterior", "knee", "constraint"] = Field(
         "consensus", description="Rule by which the fused model is chosen on validation."

@@ -487,7 +487,8 @@ class TestPlan:
         with caplog.at_level(logging.WARNING):
             average = plan(pool, bert, limit=required_bytes(pool) - 1)
         assert isinstance(average, StreamingAverage)
-        assert "read from the disk for each evaluation" in caplog.text
+        assert "The memory does not hold all members: 3 members of" in caplog.text
+        assert "on the disk" in caplog.text
 
     def test_a_container_s_limit_counts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,8 @@
 Two forms with one interface and one kernel. `ResidentAverage` holds all members in memory
 and the model's parameters are views on one flat buffer, so that a new w costs one pass over
 the members at memory speed. `StreamingAverage` reads the members' files each time and needs
-almost no memory. Both give the same bits on a CPU.
+almost no memory. Both give the same bits on a CPU. Tensors that are equal in all members are
+kept once and not averaged.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.members.averaging import Average
+from fusetune.members.averaging_plan import AveragingPlan, Form, choose
 from fusetune.members.binding import write
 from fusetune.members.kernel import Mix
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
-from fusetune.members.memory import available_bytes, required_bytes
 from fusetune.members.points import Mixture, OwnModel
 
-__all__ = ["Average", "ResidentAverage", "StreamingAverage", "plan"]
+__all__ = ["Average", "ResidentAverage", "StreamingAverage", "build", "plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,20 @@ class ResidentAverage(Average):
     Args:
         pool: k members.
         model: Moved to `device`; keeps its values until the first `into_model`.
-        device: Where members and model live.
+        device: Where the model lives, and averages are made.
+        host: Keep the members in the host's memory, pinned, and move tile by tile.
     """
 
     def __init__(
-        self, pool: Members, model: nn.Module, *, device: str | torch.device = CPU
+        self,
+        pool: Members,
+        model: nn.Module,
+        *,
+        device: str | torch.device = CPU,
+        host: bool = False,
     ) -> None:
         device = torch.device(device)
+        self._home = CPU if host else device
         model.to(device)
         tile = TILE if device.type == "cpu" else DEVICE_TILE
         super().__init__(pool, model, tile, device)
@@ -82,12 +90,14 @@ class ResidentAverage(Average):
 
     def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
         columns = group.columns(tile)
-        return self._blocks[group.dtype][tile, :, : columns.stop - columns.start]
+        rows = self._blocks[group.dtype][tile, :, : columns.stop - columns.start]
+        return rows.to(self._device, non_blocking=True)
 
     def _read(self, group: Group) -> Tensor:
         """The block of one group, `tiles x k x T`, from the files."""
         shape = (group.num_tiles, self._k, group.tile)
-        block = torch.zeros(shape, dtype=group.dtype, device=self._device)
+        pinned = self._home.type == "cpu" and self._device.type == "cuda"
+        block = torch.zeros(shape, dtype=group.dtype, device=self._home, pin_memory=pinned)
         for i in range(self._k):  # member by member: each file is read once, in order
             for tile in range(group.num_tiles):
                 for piece in group.pieces(tile):
@@ -148,26 +158,36 @@ def plan(
     *,
     device: str | torch.device = CPU,
     limit: int | None = None,
+    form: Form | None = None,
 ) -> Average:
-    """The resident form if all members fit in memory, otherwise the streaming form.
+    """The fastest form whose memory is there; see `averaging_plan.choose`.
 
     Args:
         pool: k members.
         model: Moved to `device`.
         device: Where the model is evaluated.
-        limit: Bytes that may be used; by default four fifths of what is available.
+        limit: Bytes that members may take; by default most of what is free.
+        form: To have this form whatever fits.
+    """
+    return build(choose(pool, device=device, limit=limit, form=form), pool, model, device)
+
+
+def build(
+    planned: AveragingPlan, pool: Members, model: nn.Module, device: str | torch.device = CPU
+) -> Average:
+    """The average that a plan describes; the model is moved to `device`.
+
+    If the memory is not there after all, the members are read from the disk.
     """
     device = torch.device(device)
-    needed = required_bytes(pool)
-    allowed = available_bytes(device) * 4 // 5 if limit is None else limit
-    if needed <= allowed:
-        return ResidentAverage(pool, model, device=device)
-    logger.warning(
-        "%d members need %.1f GB of memory and %.1f GB may be used: they are read from the "
-        "disk for each evaluation.",
-        len(pool.members),
-        needed / 1e9,
-        allowed / 1e9,
-    )
+    if planned.form != "streaming":
+        try:
+            return ResidentAverage(pool, model, device=device, host=planned.form == "host")
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or "memory" in str(error)):
+                raise
+            logger.warning("The memory for all members could not be had (%s).", error)
+    else:
+        logger.warning("The memory does not hold all members: %s.", planned)
     model.to(device)
     return StreamingAverage(pool, model)

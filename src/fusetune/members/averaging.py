@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -46,7 +47,8 @@ class Average(ABC):
         self._k = len(pool.members)
         tensors = pool.members[0].tensors
         self.targets = bind(model, tensors)
-        self._layout = lay_out(tensors, tile)
+        self._layout = lay_out(tensors, tile, pool.constant)
+        self._scale: float | None = None  # that the constant tensors have in the model
         self._kernels = [
             Kernel(self._k, g.dtype, g.accumulator, g.tile, device) for g in self._layout.groups
         ]
@@ -66,8 +68,10 @@ class Average(ABC):
         """
         if isinstance(point, OwnModel):
             self._take_over(point)
+            self._scale = None
         else:
             check_length(point, self._k)
+            self._write_constants(scale_of(point))
             self._mix_into_model(point)
 
     @abstractmethod
@@ -95,6 +99,8 @@ class Average(ABC):
                 result[name].copy_(tensor)
             return result
         check_length(point, self._k)
+        for name in self._layout.constant:
+            result[name].copy_(self._constant(name, scale_of(point)))
         with torch.no_grad():
             for group, tile, total in self._tiles(point):
                 for piece in group.pieces(tile):
@@ -111,6 +117,11 @@ class Average(ABC):
         average, and no memory besides the model's gradient.
         """
         products = torch.zeros(self._k, dtype=torch.float64, device=self._device)
+        for name in self._layout.constant:
+            gradient = part_of_gradient(self.targets[name], slice(None))
+            if gradient is not None:
+                value = self.pool.load_tensor(0, name).view(-1).to(gradient)
+                products += torch.dot(gradient, value)
         everyone = FusionWeights.uniform(self._k)
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
             mix = Mix.of(everyone, group.accumulator, self._device)
@@ -129,11 +140,30 @@ class Average(ABC):
 
         A tile is valid until the next one. Gaps between tensors are zero.
         """
+        for name in self._layout.constant:
+            yield self.pool.load_tensor(0, name).view(1, -1).expand(self._k, -1)
         everyone = FusionWeights.uniform(self._k)
         for group in self._layout.groups:
             mix = Mix.of(everyone, group.accumulator, self._device)
             for tile in range(group.num_tiles):
                 yield self._rows(group, tile, mix)
+
+    def _write_constants(self, scale: float) -> None:
+        """Give the constant tensors their value, unless the model has it."""
+        if self._scale == scale:
+            return
+        with torch.no_grad():
+            for name in self._layout.constant:
+                for target in self.targets[name]:
+                    target.copy_(self._constant(name, scale))
+        self._scale = scale
+
+    def _constant(self, name: str, scale: float) -> Tensor:
+        tensor = self.pool.load_tensor(0, name)
+        if scale == 1.0:
+            return tensor
+        wide = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        return (scale * wide).to(tensor.dtype)
 
     def _take_over(self, own: OwnModel) -> None:
         self._check_names(own)
@@ -143,7 +173,11 @@ class Average(ABC):
                     target.copy_(tensor)
 
     def _check_names(self, own: OwnModel) -> None:
-        expected = {slot.name: slot.shape for g in self._layout.groups for slot in g.slots}
+        expected = {
+            name: info.shape
+            for name, info in self.pool.members[0].tensors.items()
+            if info.dtype.is_floating_point
+        }
         given = {name: tuple(tensor.shape) for name, tensor in own.tensors.items()}
         if given != expected:
             different = sorted(n for n, _ in given.items() ^ expected.items())
@@ -185,3 +219,8 @@ class Average(ABC):
                         hint="Load the model with the configuration of the members "
                         "(tie_word_embeddings).",
                     )
+
+
+def scale_of(point: Mixture) -> float:
+    """Σ a_i, by which a tensor that is equal in all members is multiplied; 1 on the simplex."""
+    return 1.0 if isinstance(point, FusionWeights) else math.fsum(point.values)

@@ -13,7 +13,7 @@ otherwise).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,18 +110,26 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Groups of what is averaged, and the names of what is not (integers, booleans)."""
+    """Attributes:
+    groups: What is averaged.
+    fixed: Names of what is not: integers, booleans.
+    constant: Names of what is equal in all members, and needs no averaging.
+    """
 
     groups: tuple[Group, ...]
     fixed: tuple[str, ...]
+    constant: tuple[str, ...] = ()
 
 
-def lay_out(tensors: Mapping[str, TensorInfo], tile: int = TILE) -> Layout:
-    """Give every floating-point tensor its place.
+def lay_out(
+    tensors: Mapping[str, TensorInfo], tile: int = TILE, constant: Collection[str] = ()
+) -> Layout:
+    """Give every floating-point tensor its place, but for the constant ones.
 
     Args:
         tensors: Of one member; the others have the same.
         tile: T before it is cut to P; a multiple of `ALIGN`.
+        constant: Names of tensors that are equal in all members.
     """
     if tile <= 0 or tile % ALIGN:
         raise ValueError(f"A tile must be a positive multiple of {ALIGN} columns; got {tile}.")
@@ -131,7 +139,7 @@ def lay_out(tensors: Mapping[str, TensorInfo], tile: int = TILE) -> Layout:
     for name, info in sorted(tensors.items()):
         if not info.dtype.is_floating_point:
             fixed.append(name)
-        elif info.numel:
+        elif info.numel and name not in constant:
             start = widths.get(info.dtype, 0)
             slot = Slot(name, info.shape, start, info.numel)
             by_dtype.setdefault(info.dtype, []).append(slot)
@@ -140,4 +148,4 @@ def lay_out(tensors: Mapping[str, TensorInfo], tile: int = TILE) -> Layout:
         Group(dtype, tuple(slots), widths[dtype], min(tile, widths[dtype]))
         for dtype, slots in by_dtype.items()
     ]
-    return Layout(tuple(groups), tuple(fixed))
+    return Layout(tuple(groups), tuple(fixed), tuple(sorted(constant)))

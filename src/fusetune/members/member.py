@@ -113,6 +113,11 @@ class Members(Protocol):
         """The k checkpoints, which fit together."""
         ...
 
+    @property
+    def constant(self) -> frozenset[str]:
+        """Floating-point tensors that are equal, bit by bit, in all members."""
+        ...
+
     def load_tensor(self, index: int, name: str) -> Tensor:
         """A tensor of member `index`, memory-mapped."""
         ...

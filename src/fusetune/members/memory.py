@@ -13,14 +13,21 @@ from fusetune.members.member import Members
 CGROUP = Path("/sys/fs/cgroup")
 
 
+def block_bytes(pool: Members) -> int:
+    """Bytes of k rows as stored: what a resident average keeps, and any average reads."""
+    groups = lay_out(pool.members[0].tensors, constant=pool.constant).groups
+    return sum(len(pool.members) * g.num_tiles * g.tile * g.dtype.itemsize for g in groups)
+
+
+def buffer_bytes(pool: Members) -> int:
+    """Bytes of one row of sums per dtype, which the model's parameters are views on."""
+    groups = lay_out(pool.members[0].tensors, constant=pool.constant).groups
+    return sum(g.num_tiles * g.tile * g.accumulator.itemsize for g in groups)
+
+
 def required_bytes(pool: Members) -> int:
-    """Bytes of a resident average: k rows as stored and one row of sums per dtype."""
-    members = pool.members
-    groups = lay_out(members[0].tensors).groups
-    return sum(
-        g.num_tiles * g.tile * (len(members) * g.dtype.itemsize + g.accumulator.itemsize)
-        for g in groups
-    )
+    """Bytes of a resident average."""
+    return block_bytes(pool) + buffer_bytes(pool)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.average import StreamingAverage
+from fusetune.members.binding import same_bits
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.discover import Paths, find_members
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
@@ -29,6 +31,9 @@ __all__ = [
     "read_manifest",
     "write_manifest",
 ]
+
+
+PROBE = 1024  # elements that are compared before whole tensors are
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,26 @@ class MemberPool:
     def fingerprint(self) -> str:
         """sha256 of the members' digests in their order; files are hashed if need be."""
         return hashlib.sha256("\n".join(m.sha256 for m in self.members).encode()).hexdigest()
+
+    @cached_property
+    def constant(self) -> frozenset[str]:
+        """Floating-point tensors that are equal, bit by bit, in all members.
+
+        Frozen parameters above all: they are kept once and never averaged. Only what begins
+        alike is read whole.
+        """
+        first, *others = range(len(self.members))
+        return frozenset(
+            name
+            for name, info in self.members[first].tensors.items()
+            if info.dtype.is_floating_point
+            and info.numel
+            and all(self._equal(name, first, i, slice(0, PROBE)) for i in others)
+            and all(self._equal(name, first, i, slice(None)) for i in others)
+        )
+
+    def _equal(self, name: str, a: int, b: int, part: slice) -> bool:
+        return same_bits(self.load_tensor(i, name).view(-1)[part] for i in (a, b))
 
     def load_tensor(self, index: int, name: str) -> Tensor:
         """A tensor of member `index`, memory-mapped: its pages are read when it is used.

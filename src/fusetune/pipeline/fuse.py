@@ -39,6 +39,7 @@ def fuse(context: Context) -> dict[str, Any]:
     recipe, display = context.recipe, context.display
     bench = open_members(context)
     _require_difference(bench.pool)
+    display.say(f"fuse: {bench.plan}")
     evaluator = bench.evaluator("validation")
     results: dict[str, FusionResult] = {}
     for name in recipe.fuse.rows:

@@ -10,7 +10,8 @@ from fusetune.errors import RunError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
-from fusetune.members.average import Average, plan
+from fusetune.members.average import Average, build
+from fusetune.members.averaging_plan import AveragingPlan, choose
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
@@ -32,11 +33,18 @@ class Workbench:
     evaluations: Path | None
 
     @cached_property
+    def plan(self) -> AveragingPlan:
+        """Where the members will be kept: the recipe's form, else the fastest that fits."""
+        wanted = self.context.recipe.fuse.averaging
+        form = None if wanted == "auto" else wanted
+        return choose(self.pool, device=self.context.device, form=form)
+
+    @cached_property
     def average(self) -> Average:
-        """Resident if the members fit in memory, else streaming."""
+        """The members, ready to be averaged into one model."""
         model = resolve(str(self.pool.members[0].path)).build(self.context.task.build)
         model.eval()
-        return plan(self.pool, model, device=self.context.device)
+        return build(self.plan, self.pool, model, self.context.device)
 
     def evaluator(self, split: SplitName) -> Evaluator:
         """The values of θ̄(w) on a split; nothing is evaluated that the store knows."""
