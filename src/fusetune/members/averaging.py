@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -39,14 +39,16 @@ class Average(ABC):
     """
 
     def __init__(
-        self, pool: Members, model: nn.Module, tile: int, device: torch.device
+        self, pool: Members, model: nn.Module | None, tile: int, device: torch.device
     ) -> None:
         self.pool = pool
-        self.model = model
+        self._model = model
         self._device = device
         self._k = len(pool.members)
         tensors = pool.members[0].tensors
-        self.targets = bind(model, tensors)
+        self.targets: Mapping[str, tuple[Tensor, ...]] = (
+            dict.fromkeys(tensors, ()) if model is None else bind(model, tensors)
+        )
         self._layout = lay_out(tensors, tile, pool.constant)
         self._scale: float | None = None  # that the constant tensors have in the model
         self._kernels = [
@@ -74,6 +76,17 @@ class Average(ABC):
             self._write_constants(scale_of(point))
             self._mix_into_model(point)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model that `into_model` fills.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self._model is None:
+            raise ValueError("This average was made without a model, for writing files only.")
+        return self._model
+
     @abstractmethod
     def _mix_into_model(self, weights: Mixture) -> None:
         """Make the model Σ w_i θ_i, in place."""
@@ -91,21 +104,28 @@ class Average(ABC):
             name: torch.empty(info.shape, dtype=info.dtype)
             for name, info in self.pool.members[0].tensors.items()
         }
+        for name, part, values in self.parts(point):
+            result[name].view(-1)[part].copy_(values)
+        return result
+
+    def parts(self, point: Point) -> Iterator[tuple[str, slice, Tensor]]:
+        """Name, elements of the flattened tensor, and their values, until all are told.
+
+        Values are flat, valid until the next part, and not yet in the file's dtype.
+        """
         for name in self._layout.fixed:
-            result[name].copy_(self.pool.load_tensor(0, name))
+            yield _whole(name, self.pool.load_tensor(0, name))
         if isinstance(point, OwnModel):
             self._check_names(point)
             for name, tensor in point.tensors.items():
-                result[name].copy_(tensor)
-            return result
+                yield _whole(name, tensor)
+            return
         check_length(point, self._k)
         for name in self._layout.constant:
-            result[name].copy_(self._constant(name, scale_of(point)))
-        with torch.no_grad():
-            for group, tile, total in self._tiles(point):
-                for piece in group.pieces(tile):
-                    result[piece.name].view(-1)[piece.tensor].copy_(total[piece.tile])
-        return result
+            yield _whole(name, self._constant(name, scale_of(point)))
+        for group, tile, total in self._tiles(point):
+            for piece in group.pieces(tile):
+                yield piece.name, piece.tensor, total[piece.tile]
 
     def gradient_products(self) -> NDArray[np.float64]:
         """<∂L/∂θ̄, θ_i> of every member, after a backward pass: ∂L/∂w, `k`.
@@ -190,11 +210,15 @@ class Average(ABC):
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
             mix = Mix.of(weights, group.accumulator, self._device)
             buffer = torch.empty(group.tile, dtype=group.accumulator, device=self._device)
-            for tile in range(group.num_tiles):
-                rows = self._rows(group, tile, mix)
+            for tile, rows in enumerate(self._all_rows(group, mix)):
                 total = buffer[: rows.shape[1]]
-                kernel(rows, mix, total)
+                with torch.no_grad():
+                    kernel(rows, mix, total)
                 yield group, tile, total
+
+    def _all_rows(self, group: Group, mix: Mix) -> Iterator[Tensor]:
+        """`_rows` of every tile in order; each is valid until the next."""
+        return (self._rows(group, tile, mix) for tile in range(group.num_tiles))
 
     def _check_fixed(self) -> None:
         for name in self._layout.fixed:
@@ -210,7 +234,9 @@ class Average(ABC):
                     target.copy_(values[0])
 
     def _check_tied(self) -> None:
-        for names in tied_names(self.model, self.pool.members[0].tensors):
+        if self._model is None:
+            return
+        for names in tied_names(self._model, self.pool.members[0].tensors):
             for i, member in enumerate(self.pool.members):
                 if not same_bits(self.pool.load_tensor(i, name) for name in names):
                     raise MemberError(
@@ -219,6 +245,10 @@ class Average(ABC):
                         hint="Load the model with the configuration of the members "
                         "(tie_word_embeddings).",
                     )
+
+
+def _whole(name: str, tensor: Tensor) -> tuple[str, slice, Tensor]:
+    return name, slice(0, tensor.numel()), tensor.reshape(-1)
 
 
 def scale_of(point: Mixture) -> float:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedTokenizerBase
 
 from fusetune.errors import StageError
@@ -24,6 +23,7 @@ from fusetune.members.disk import (
 )
 from fusetune.members.points import OwnModel, Point, to_json
 from fusetune.members.pool import MemberPool
+from fusetune.members.writer import write_average
 
 __all__ = ["FUSION", "export", "model_card"]
 
@@ -89,8 +89,7 @@ def export(
     _require_replaceable(folder)
     require_space(folder, pool.members[0].nbytes)
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
-        tensors = average.tensors(point)
-        save_torch_state_dict(tensors, new, max_shard_size=max_shard_size)
+        write_average(average, point, new, max_shard_size=max_shard_size)
         _write_config(pool, source, new)
         _copy(source, new, "generation_config.json")
         if tokenizer is not None:

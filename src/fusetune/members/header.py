@@ -41,11 +41,13 @@ class TensorInfo:
         dtype: As stored.
         shape: As stored.
         file: The safetensors file that holds it.
+        offset: Of its data in the file, in bytes.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path
+    offset: int
 
     @property
     def numel(self) -> int:
@@ -87,14 +89,14 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     raw.pop("__metadata__", None)
     infos, end = {}, 0
     for name, entry in raw.items():
-        infos[name], stop = _entry(file, name, entry)
+        infos[name], stop = _entry(file, name, entry, 8 + length)
         end = max(end, stop)
     if 8 + length + end > size:
         raise _truncated(file, 8 + length + end, size)
     return infos
 
 
-def _entry(file: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
+def _entry(file: Path, name: str, entry: Any, data: int) -> tuple[TensorInfo, int]:
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         start, stop = entry["data_offsets"]
@@ -108,7 +110,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
             f"{file} stores {name!r} as {dtype}, which cannot be averaged.",
             hint=f"Save the model in one of {', '.join(DTYPES)}.",
         )
-    info = TensorInfo(DTYPES[dtype], shape, file)
+    info = TensorInfo(DTYPES[dtype], shape, file, data + start)
     if stop - start != info.nbytes:
         raise _invalid(
             file,

@@ -122,6 +122,10 @@ class Members(Protocol):
         """A tensor of member `index`, memory-mapped."""
         ...
 
+    def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
+        """Read elements of a tensor of member `index` into `out`, past any mapping."""
+        ...
+
 
 def looks_like_member(path: Path) -> bool:
     """Whether a folder has weights of any kind or a manifest, readable or not."""

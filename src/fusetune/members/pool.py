@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -71,6 +74,7 @@ class MemberPool:
     def __init__(self, members: Sequence[Member]) -> None:
         self.members: tuple[Member, ...] = tuple(members)
         self._handles: dict[Path, Any] = {}
+        self._files: dict[Path, FileIO] = {}
 
     @classmethod
     def open(cls, paths: Paths) -> MemberPool:
@@ -143,11 +147,41 @@ class MemberPool:
                 self._handles[file] = safe_open(file, framework="pt")
             tensor: Tensor = self._handles[file].get_tensor(name)
         except Exception as error:  # safetensors has no public base for its errors
-            raise MemberError(
-                f"{file} cannot be read: {error}.",
-                hint="Copy or save this checkpoint again, or leave it out.",
-            ) from error
+            raise _unreadable(file, error) from error
         return tensor
+
+    def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
+        """Read elements of a tensor of member `index` into `out`, past any mapping.
+
+        Unlike mapped pages, what was read does not stay in this process's memory. Safe to
+        call from several threads.
+
+        Args:
+            index: The member.
+            name: The tensor.
+            part: Elements, counted in row-major order.
+            out: As many elements, contiguous, of the stored dtype, on the CPU.
+
+        Raises:
+            MemberError: If the file has become shorter, or cannot be read any more.
+        """
+        info = self.members[index].tensors[name]
+        data = out.view(torch.uint8).numpy().data
+        offset = info.offset + part.start * info.dtype.itemsize
+        try:
+            descriptor = self._file(info.file).fileno()
+            while len(data):
+                read = os.preadv(descriptor, [data], offset)
+                if read == 0:
+                    raise OSError("it has become shorter")
+                data, offset = data[read:], offset + read
+        except OSError as error:
+            raise _unreadable(info.file, error) from error
+
+    def _file(self, path: Path) -> FileIO:
+        if path not in self._files:
+            self._files.setdefault(path, path.open("rb", buffering=0))
+        return self._files[path]
 
     def average_into(self, model: nn.Module, weights: FusionWeights) -> None:
         """Make `model` θ̄(w), reading the members from the disk.
@@ -161,7 +195,15 @@ class MemberPool:
         StreamingAverage(self, model).into_model(weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"members": self.members, "_handles": {}}  # open files stay in their process
+        # Open files stay in their process.
+        return {"members": self.members, "_handles": {}, "_files": {}}
+
+
+def _unreadable(file: Path, error: Exception) -> MemberError:
+    return MemberError(
+        f"{file} cannot be read: {error}.",
+        hint="Copy or save this checkpoint again, or leave it out.",
+    )
 
 
 def inspect(paths: Paths) -> Inspection:

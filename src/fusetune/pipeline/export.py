@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusetune.errors import RunError
+from fusetune.members.average import StreamingAverage
 from fusetune.members.export import export
 from fusetune.members.points import Point
 from fusetune.members.weights import FusionWeights
@@ -47,7 +48,8 @@ def export_model(
         chosen = results[name].point
     else:
         raise RunError(f"{path} has no method {name!r}; it has {', '.join(results)}.")
-    export(bench.average, chosen, bench.pool, out, extra={"method": name})
+    # One pass from file to file: neither a model nor the members have to fit in memory.
+    export(StreamingAverage(bench.pool, None), chosen, bench.pool, out, extra={"method": name})
     display.say(f"Wrote the model of {name} to {out}.")
 
 
