@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusetune.cli_errors import errors
+from fusetune.cli_options import (
+    Force,
+    Out,
+    Overrides,
+    PrintRecipe,
+    Quiet,
+    Source,
+    Verbose,
+    recipe_and_folder,
+)
+from fusetune.cli_studies import add_to
 from fusetune.errors import FusetuneError
 
 if TYPE_CHECKING:
@@ -27,24 +38,6 @@ recipes = typer.Typer(
     help="Show ready recipes and the schema of a recipe.", no_args_is_help=True
 )
 app.add_typer(recipes, name="recipe")
-
-Source = Annotated[
-    str, typer.Argument(help="A recipe file, a ready recipe's name, or a run folder.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Dotted keys, such as train.epochs=3.")
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The run folder; runs/NAME by default.")
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Start anew instead of going on where it stopped.")
-]
-PrintRecipe = Annotated[
-    bool, typer.Option("--print-recipe", help="Show the resolved recipe and do nothing.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log as well.")]
 
 
 @app.command()
@@ -140,6 +133,9 @@ def compare(
         run_all(recipe, folder, numbers, force=force, display=display)
 
 
+add_to(app)
+
+
 @app.command()
 def members(
     paths: Annotated[list[str], typer.Argument(help="Checkpoint folders, or patterns.")],
@@ -205,16 +201,7 @@ def _stage(
     verbose: bool,
 ) -> None:
     with errors():
-        from fusetune.recipe_file import find, load
-
-        folder = Path(source)
-        if folder.is_dir():
-            recipe = load(folder / "recipe.yaml", overrides or ())
-            out = out or folder
-        else:
-            path = find(source)
-            recipe = load(path, overrides or ())
-            out = out or Path("runs") / path.stem
+        recipe, out = recipe_and_folder(source, overrides, out)
         if print_recipe:
             typer.echo(recipe.to_yaml())
             return

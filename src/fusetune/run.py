@@ -118,7 +118,7 @@ class RunFolder:
         owned = {
             "search": (self.work, self.evaluations),
             "train": (self.work, self.members, self.evaluations),
-            "fuse": (self.fused, self.methods),
+            "fuse": (self.fused, self.methods, *self.path.glob("landscape*")),
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:

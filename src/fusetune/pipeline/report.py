@@ -19,7 +19,7 @@ from fusetune.methods.search import study_name
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
 from fusetune.optimization.samplers import SUGGEST_SECONDS
-from fusetune.pipeline import notes
+from fusetune.pipeline import agreement, notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.environment import environment, package_version
 from fusetune.pipeline.fuse import card_text, references, saved_results
@@ -27,6 +27,7 @@ from fusetune.pipeline.results import SPLITS, build_results
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
+from fusetune.report.discrepancy import discrepancy
 from fusetune.report.html import write as write_html
 from fusetune.report.tables import methods_table
 from fusetune.report.verdict import verdict
@@ -61,6 +62,7 @@ def report(context: Context) -> dict[str, Any]:
         *spare,
     ]
     page = _record(context, bench, evaluators["validation"], table, results, warnings)
+    table["discrepancy"] = discrepancy(page.evaluations, page.objectives, table["primary"])
     table["cost"] = {**page.seconds, "report": time.perf_counter() - started}
     table["notes"] = list(page.notes)
     write_json(folder.results, table)
@@ -103,6 +105,7 @@ def _record(
         seconds=_seconds(context, fusion_trials),
         notes=(
             *context.task.notes,
+            *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
             *warnings,
         ),

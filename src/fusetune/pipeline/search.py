@@ -14,12 +14,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
 from fusetune.evaluation.evaluation import Evaluation
+from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.points import to_json
 from fusetune.members.pool import MemberPool
 from fusetune.methods import find as find_method
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, Report
+from fusetune.pipeline.agreement import warnings
 from fusetune.pipeline.context import Context, distributions
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.workbench import Workbench
@@ -39,6 +41,8 @@ def search(context: Context) -> dict[str, Any]:
         record: dict[str, Any] = {"params": {}, "trial": None, "value": None, "seconds": 0.0}
         context.folder.finish("search", record)
         return record
+    for note in warnings(context.folder.path, recipe):
+        context.display.warn(note)
     primary = context.task.objectives[1]
     sampler = HyperparameterSampler(
         distributions(recipe),
@@ -151,9 +155,10 @@ class _Evaluate:
             return best_member, {LOSS.name: best[LOSS.name]}
         recipe = self.context.recipe
         bench = Workbench(MemberPool.open(folder / "members"), self.context, None)
+        evaluator = bench.evaluator("validation")
         result = find_method(self._method)(
             bench.pool,
-            bench.evaluator("validation"),
+            evaluator,
             budget=recipe.search.fused_evaluations or recipe.fuse.evaluations,
             seed=recipe.seed,
             loop=Loop.in_memory(),
@@ -164,8 +169,13 @@ class _Evaluate:
             "best_member": best_member,
             "point": to_json(result.point),
             "evaluations": result.evaluations,
+            **self._more(evaluator, len(bench.pool)),
         }
         return float(result.values[name]), attributes
+
+    def _more(self, evaluator: Evaluator, k: int) -> dict[str, Any]:
+        """What else is to be kept with a trial whose k members were fused."""
+        return {}
 
 
 def _parameters(trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:

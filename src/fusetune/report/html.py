@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
+from fusetune.report import contributions
 from fusetune.report.content import RunRecord, point
-from fusetune.report.palette import DARK
-from fusetune.report.panels import Panel, panels
+from fusetune.report.discrepancy import sentence
+from fusetune.report.page import embedded, environment, write_page
+from fusetune.report.panels import panels
 from fusetune.report.tables import grid
 from fusetune.report.verdict import comparisons, verdict
-from fusetune.report.wording import (
-    duration,
-    heaviest,
-    interval,
-    metric_label,
-    number,
-    rival_label,
-    setting,
-    signed,
-)
-
-UNSAFE = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
+from fusetune.report.wording import duration, heaviest, interval, number, rival_label
 
 
 def write(record: RunRecord, path: Path) -> None:
@@ -47,67 +26,36 @@ def write(record: RunRecord, path: Path) -> None:
     Raises:
         OSError: If the file cannot be written; what stood there before is untouched.
     """
-    page = render(record)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_page(render(record), path)
 
 
 def render(record: RunRecord) -> str:
     """The page as text; the same record always gives the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("fusetune.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number,
-        signed=signed,
-        duration=duration,
-        label=metric_label,
-        rival=rival_label,
-        setting=setting,
-    )
     shown = panels(record)
     drawn = [panel for group in shown.values() for panel in group]
     results, objectives = record.results, record.objectives
-    return environment.get_template("report.html.j2").render(
-        record=record,
-        panels=shown,
-        table=grid(results, objectives),
-        verdict=verdict(results, objectives),
-        comparisons=comparisons(results, objectives),
-        tiles=_tiles(record),
-        facts=_facts(record),
-        chosen_weights=_chosen_weights(record),
-        columns=_member_columns(record),
-        front=[(n, e) for n, e in enumerate(record.evaluations, 1) if e.on_front],
-        mixture=lambda weights: "; ".join(heaviest(weights, record.member_names, most=4)),
-        environment=list(_flat(record.environment)),
-        plotly=Markup(get_plotlyjs()) if drawn else "",
-        data=_script_json({"plots": _plots(drawn), "dark": DARK}),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            version=results["fusetune"],
+            record=record,
+            panels=shown,
+            table=grid(results, objectives),
+            verdict=verdict(results, objectives),
+            comparisons=comparisons(results, objectives),
+            tiles=_tiles(record),
+            facts=_facts(record),
+            chosen_weights=_chosen_weights(record),
+            columns=_member_columns(record),
+            front=[(n, e) for n, e in enumerate(record.evaluations, 1) if e.on_front],
+            mixture=lambda weights: "; ".join(heaviest(weights, record.member_names, most=4)),
+            environment=list(_flat(record.environment)),
+            contributions=contributions.with_gains(record),
+            discrepancy=sentence(results.get("discrepancy") or {}),
+            **embedded(drawn),
+        )
     )
-
-
-def _plots(drawn: Iterable[Panel]) -> dict[str, Any]:
-    """Key → figure; by way of Plotly's encoder, which turns NaN into null."""
-    return {panel.key: json.loads(panel.figure.to_json(engine="json")) for panel in drawn}
-
-
-def _script_json(value: object) -> Markup:
-    """JSON that cannot end the script element it stands in, whatever texts it holds."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign, escape in UNSAFE.items():
-        text = text.replace(sign, escape)
-    return Markup(text)
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:

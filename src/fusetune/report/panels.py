@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fusetune.objective import Objective
-from fusetune.report import figures, front, history
+from fusetune.report import contributions, figures, front, history
 from fusetune.report.content import REFERENCES, RunRecord, best_so_far, point
 from fusetune.report.wording import duration, heaviest, metric_label, number
 
@@ -41,6 +41,9 @@ def panels(record: RunRecord) -> dict[str, tuple[Panel, ...]]:
         "weights": _single("weights", figures.weights(record), _weights_words(record)),
         "trajectory": _single(
             "trajectory", history.trajectory(record), _trajectory_words(record)
+        ),
+        "contributions": _single(
+            "contributions", contributions.contributions(record), contributions.words(record)
         ),
         "search": _single("search", history.search(record), _search_words(record)),
         "parameters": _parameters(record),

@@ -1,0 +1,52 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fusetune.recipe import Recipe
+
+Source = Annotated[
+    str, typer.Argument(help="A recipe file, a ready recipe's name, or a run folder.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted keys, such as train.epochs=3.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The run folder; runs/NAME by default.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start anew instead of going on where it stopped.")
+]
+PrintRecipe = Annotated[
+    bool, typer.Option("--print-recipe", help="Show the resolved recipe and do nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log as well.")]
+
+
+def recipe_and_folder(
+    source: str, overrides: Sequence[str] | None, out: Path | None
+) -> tuple[Recipe, Path]:
+    """The recipe that a command was given, and the run folder it means.
+
+    Args:
+        source: A recipe file, a ready recipe's name, or a run folder.
+        overrides: Dotted keys.
+        out: The run folder, if it was given.
+
+    Raises:
+        RecipeError: If there is no such recipe, or it is not valid.
+    """
+    from fusetune.recipe_file import find, load
+
+    folder = Path(source)
+    if folder.is_dir():
+        return load(folder / "recipe.yaml", overrides or ()), out or folder
+    path = find(source)
+    return load(path, overrides or ()), out or Path("runs") / path.stem
