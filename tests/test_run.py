@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,50 @@ def test_force_starts_at_the_first_stage_that_differs(
     folder: RunFolder, override: str, first: str
 ) -> None:
     assert folder.check_recipe(recipe(override), stage=None, force=True) == first
+
+
+def test_more_methods_join_and_what_others_found_stays(folder: RunFolder) -> None:
+    (folder.path / "methods").mkdir()
+    more = folder.join_methods(recipe("fuse.methods=[finetune, bo]"))
+    assert more.fuse.methods == ["finetune", "swa", "greedy", "mobo", "bo"]
+    assert folder.done("fuse") is None
+    assert folder.done("report") is None
+    assert folder.done("train") == {"stage": "train"}
+    assert (folder.path / "methods").is_dir()
+    assert folder.check_recipe(more, stage=None, force=False) is None
+
+
+def test_fewer_methods_start_nothing_anew(folder: RunFolder) -> None:
+    fewer = folder.join_methods(recipe("fuse.methods=[swa]"))
+    assert fewer.fuse.methods == recipe().fuse.methods
+    assert folder.done("report") == {"stage": "report"}
+
+
+def test_methods_do_not_join_another_recipe(folder: RunFolder) -> None:
+    other = recipe("fuse.methods=[swa]", "seed=42")
+    assert folder.join_methods(other) is other
+    assert folder.done("report") == {"stage": "report"}
+
+
+def test_runs_of_one_name_share_a_storage_without_colliding(tmp_path: Path) -> None:
+    first, second = (RunFolder(tmp_path / place / "seed-41") for place in ("a", "b"))
+    for run in (first, second):
+        run.path.mkdir(parents=True)
+    prefix = first.study_prefix([])
+    assert prefix.startswith("a/seed-41-")
+    assert second.study_prefix([f"{prefix}search"]) != prefix
+    assert first.study_prefix([f"{prefix}search"]) == prefix  # its own, kept in a file
+    first.path.rename(tmp_path / "moved")
+    assert RunFolder(tmp_path / "moved").study_prefix([]) == prefix
+
+
+def test_studies_of_a_removed_folder_are_not_taken_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    prefix = run.study_prefix([])
+    shutil.rmtree(run.path)
+    run.path.mkdir()
+    assert run.study_prefix([f"{prefix}search"]) != prefix
 
 
 def test_in_a_bilevel_search_everything_concerns_the_search(folder: RunFolder) -> None:

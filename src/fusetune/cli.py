@@ -110,27 +110,30 @@ def compare(
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "41,42,43,44",
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated; the recipe's by default.")
+        str | None,
+        typer.Option(
+            help="Comma-separated methods and procedures, or all; the recipe's by default."
+        ),
     ] = None,
     out: Out = None,
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a recipe once per seed and compare all methods in one table."""
+    """Compare methods, and whole pipelines, over several seeds in one table."""
     with errors():
         from fusetune.recipe_file import find, load
 
         path = find(source)
-        chosen = [f"fuse.methods=[{methods}]"] if methods else []
-        recipe = load(path, [*(overrides or ()), *chosen])
+        recipe = load(path, overrides or ())
         numbers = _numbers(seeds)
+        rows = [name.strip() for name in methods.split(",")] if methods else None
         from fusetune.pipeline.compare import compare as run_all
         from fusetune.pipeline.display import Display
 
         display = Display(quiet=quiet, verbose=verbose)
         folder = out or Path("runs") / f"compare-{path.stem}"
-        run_all(recipe, folder, numbers, force=force, display=display)
+        run_all(recipe, folder, numbers, methods=rows, force=force, display=display)
 
 
 add_to(app)

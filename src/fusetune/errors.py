@@ -46,6 +46,13 @@ class StageError(FusetuneError):
     """A stage of the run cannot go on (all trials failed, the disk is full, …)."""
 
 
+class NoResultError(StageError):
+    """A computation ran and led to nothing (the training diverged, all trials failed).
+
+    With another seed or other hyper-parameters it may; a comparison goes on without it.
+    """
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` with the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -13,109 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
+from fusetune.recipe_sections import ModelSection, Range, Section, TaskSection, Variant
 
-Scalar = bool | int | float | str | None
-SplitName = Literal["train", "validation", "test"]
+__all__ = ["PROCEDURES", "Recipe", "Variant"]
 
-
-class Section(BaseModel):
-    """Base of every section: a mistyped key is an error, a value never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SplitSection(Section):
-    """How validation and test are made where the official test has no labels."""
-
-    halve: SplitName | None = Field(
-        None, description="Split whose rows become half validation, half test."
-    )
-    hold_out: int | None = Field(
-        None, ge=1, description="Training rows that become validation; validation becomes test."
-    )
-    seed: int | None = Field(None, description="Seed of the shuffle; the recipe's by default.")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> SplitSection:
-        if (self.halve is None) == (self.hold_out is None):
-            raise ValueError("give either halve or hold_out, or write split: none")
-        return self
-
-
-class TaskSection(Section):
-    """What is learned."""
-
-    kind: str = "sequence-classification"
-    data: str | dict[SplitName, str] = Field(
-        description="A hub id (name or name:config), a folder with train, validation and test "
-        "files, or a mapping from split to file."
-    )
-    name: str | None = Field(None, description="Name in reports; taken from data by default.")
-    split: SplitSection | None = None
-    text: list[str] = Field(min_length=1, description="Columns of the input texts, in order.")
-    label: str = "label"
-    metrics: list[str] = Field(min_length=1, description="The first is the primary metric.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the task's kind."
-    )
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _none_means_as_is(cls, value: object) -> object:
-        return None if value == "none" else value
-
-    @field_validator("text", "metrics", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-
-class ModelSection(Section):
-    """Which network, and in which precision it computes."""
-
-    name: str = Field(description="Folder, hub id, or a packaged model by its short name.")
-    revision: str | None = None
-    max_length: int | None = Field(
-        None, ge=8, description="Tokens; the model's limit by default."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    allow_pickle: bool = Field(
-        False, description="Consent to load .bin/.pt weights (weights_only) if need be."
-    )
-    trust_remote_code: bool = False
-
-
-class Range(Section):
-    """A hyper-parameter between two bounds, or one of several choices."""
-
-    low: int | float | None = None
-    high: int | float | None = None
-    log: bool = False
-    step: int | float | None = Field(None, gt=0)
-    choices: list[Scalar] | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _range_or_choices(self) -> Range:
-        if self.choices is not None:
-            if self.low is not None or self.high is not None or self.log or self.step:
-                raise ValueError("choices cannot be mixed with low, high, log or step")
-            return self
-        if self.low is None or self.high is None:
-            raise ValueError("give low and high, or choices")
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic scale needs low > 0, got {self.low}")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
-        return self
-
-
-class Variant(Section):
-    """A light variant of the model: its first layers and its embeddings do not train."""
-
-    freeze_layers: int = Field(ge=1)
+PROCEDURES = ("grid", "hpbo", "swa_cyclic", "bilevel", "bomf")
+"""Rows of a comparison that need trainings of their own; `pipeline.procedures` has them."""
 
 
 class SearchSection(Section):
@@ -143,17 +46,50 @@ class SearchSection(Section):
         return self
 
 
+class Trajectories(Section):
+    """From how many training runs the members come."""
+
+    count: int = Field(1, ge=1)
+    source: Literal["seeds", "trials"] = Field(
+        "seeds",
+        description="seeds: one λ, other data orders and dropout; trials: the best λ's of the "
+        "search. All start from the same head.",
+    )
+
+
 class TrainSection(Section):
-    """The one training run whose checkpoints become the members."""
+    """The training run, or runs, whose checkpoints become the members."""
 
     epochs: float = Field(3.0, gt=0)
-    members: int = Field(15, ge=2)
+    members: int = Field(15, ge=2, description="In all, over every trajectory.")
+    trajectories: Trajectories = Field(default_factory=Trajectories)
     collect_from: float = Field(
         0.5, ge=0.0, lt=1.0, description="Share of the training before the first member."
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."
     )
+
+    @field_validator("trajectories", mode="before")
+    @classmethod
+    def _a_number_is_a_count(cls, value: object) -> object:
+        return {"count": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _evenly_from_each(self) -> TrainSection:
+        count = self.trajectories.count
+        if self.members % count:
+            below = self.members // count * count
+            raise ValueError(
+                f"members ({self.members}, in all) must be a multiple of trajectories.count "
+                f"({count}): {f'{below} or ' if below else ''}{below + count}"
+            )
+        return self
+
+    @property
+    def members_each(self) -> int:
+        """Members of one trajectory."""
+        return self.members // self.trajectories.count
 
 
 class FuseSection(Section):
@@ -180,6 +116,12 @@ class FuseSection(Section):
         from fusetune.methods import available
         from fusetune.report.content import REFERENCES
 
+        for name in value:
+            if name.partition(":")[0] in PROCEDURES:
+                raise ValueError(
+                    f"{name!r} is a pipeline with trainings of its own, no way to fuse the "
+                    f"members of one run; use fusetune compare RECIPE --methods {name}"
+                )
         _check_names("method", value, available())
         if REFERENCES.issuperset(value):
             raise ValueError("give at least one method whose weights may be chosen")
@@ -206,6 +148,16 @@ class FuseSection(Section):
         return list(dict.fromkeys(self.sampler if m == "mobo" else m for m in self.methods))
 
 
+class CompareSection(Section):
+    """What `fusetune compare` alone needs."""
+
+    learning_rates: list[float] = Field(
+        default_factory=lambda: [1e-5, 2e-5, 3e-5],
+        min_length=1,
+        description="The grid of the row grid.",
+    )
+
+
 class ExecutorSection(BaseModel):
     """Where evaluations run; further keys are the executor's own options."""
 
@@ -223,6 +175,7 @@ class Recipe(Section):
     search: SearchSection
     train: TrainSection = Field(default_factory=TrainSection)
     fuse: FuseSection = Field(default_factory=FuseSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
     executor: ExecutorSection = Field(default_factory=ExecutorSection)
     storage: str | None = Field(
         None, description="Optuna storage URL; the run folder's journal."
@@ -234,6 +187,7 @@ class Recipe(Section):
             *_unknown_arguments("train.arguments", self.train.arguments),
             *_unknown_arguments("search.space", self.search.space),
             *_objective_problems(self.search.objective),
+            *_trajectory_problems(self),
         ]
         if self.fuse.evaluations < self.train.members:
             problems.append(
@@ -243,6 +197,16 @@ class Recipe(Section):
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
+
+    @property
+    def trains_in_trials(self) -> bool:
+        """Whether each trial of the search is a full training with its λ."""
+        search = self.search
+        return (
+            search.trials > 0
+            and search.variant == "full"
+            and search.epochs in (None, self.train.epochs)
+        )
 
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain data, every default included."""
@@ -264,11 +228,33 @@ def _check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 def _objective_problems(objective: str) -> list[str]:
     from fusetune.methods import available
+    from fusetune.report.content import REFERENCES
 
-    known = ["best_member", "fused", *(f"fused:{method}" for method in available())]
+    inner = (method for method in available() if method not in REFERENCES)
+    known = ["best_member", "fused", *(f"fused:{method}" for method in inner)]
     if objective in known:
         return []
     return [f"search.objective: unknown {objective!r}{closest(objective, known)}"]
+
+
+def _trajectory_problems(recipe: Recipe) -> list[str]:
+    train, problems = recipe.train, []
+    count = train.trajectories.count
+    if count > 1 and train.trajectories.source == "trials" and recipe.search.trials < count:
+        problems.append(
+            f"train.trajectories: the best {count} trials of a search that has "
+            f"{recipe.search.trials}; raise search.trials, or take source: seeds"
+        )
+    if count > 1 and "ema" in recipe.fuse.methods:
+        problems.append(
+            f"fuse.methods: ema weighs the members along one trajectory; there are {count}"
+        )
+    if train.members_each < 2 and recipe.search.objective.startswith("fused"):
+        problems.append(
+            "train.members: search.objective fuses the members of each trial, at least 2; "
+            f"there is {train.members_each} per trajectory"
+        )
+    return problems
 
 
 def _unknown_arguments(path: str, names: Iterable[str]) -> list[str]:

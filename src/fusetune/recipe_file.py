@@ -68,6 +68,27 @@ def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> 
         raise RecipeError(f"{name} must be a mapping of keys, got {type(tree).__name__}.")
     for override in overrides:
         _override(tree, override)
+    return _validated(tree, name)
+
+
+def derive(recipe: Recipe, changes: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+    """The recipe with other values, validated again.
+
+    Args:
+        recipe: Stays as it is.
+        changes: Dotted key → value.
+        name: Stands in the error messages.
+
+    Raises:
+        RecipeError: If the changed recipe is not valid.
+    """
+    tree = recipe.dump()
+    for key, value in changes.items():
+        _set(tree, key, value)
+    return _validated(tree, name)
+
+
+def _validated(tree: Mapping[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -112,13 +133,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"An override must read key=value, got {override!r}.", "Example: train.epochs=3."
         )
+    _set(tree, key, _yaml(value, f"override {key}"))
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
             child = tree[parent] = {}
         tree = child
-    tree[last] = _yaml(value, f"override {key}")
+    tree[last] = value
 
 
 def _all_errors(error: ValidationError, name: str) -> str:

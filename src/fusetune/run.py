@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from fusetune.errors import RunError
-from fusetune.members.disk import write_json
+from fusetune.members.disk import write_json, write_text
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference
 
@@ -27,7 +28,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "fuse": ("fuse",),
     "report": (),
 }
-NEUTRAL = ("executor", "storage")  # where things are computed and kept, not what
+# Where things are computed and kept, and what only a comparison of runs asks for.
+NEUTRAL = ("executor", "storage", "compare")
 
 
 class RunFolder:
@@ -59,6 +61,11 @@ class RunFolder:
     def work(self) -> Path:
         """Checkpoints of a training that is not finished."""
         return self.path / "work"
+
+    @property
+    def kept(self) -> Path:
+        """Members of the best full trials of the search, until the training takes them over."""
+        return self.work / "kept"
 
     @property
     def evaluations(self) -> Path:
@@ -129,6 +136,50 @@ class RunFolder:
                 else:
                     path.unlink(missing_ok=True)
 
+    def join_methods(self, recipe: Recipe) -> Recipe:
+        """The recipe with the methods of the folder's run too, if it differs in them alone.
+
+        Where the recipe has new ones, the stages fuse and report are forgotten, but not what
+        the methods found: only the new ones will run.
+        """
+        stored = self.stored_recipe()
+        if stored is None or set(self.changes(recipe)) != {"fuse.methods"}:
+            return recipe
+        before = list(stored["fuse"]["methods"])
+        methods = list(dict.fromkeys([*before, *recipe.fuse.methods]))
+        fuse = recipe.fuse.model_copy(update={"methods": methods})
+        joined = recipe.model_copy(update={"fuse": fuse})
+        if methods != before:
+            for stage in ("report", "fuse"):  # before the recipe: a kill in between is mended
+                self._record(stage).unlink(missing_ok=True)
+            write_text(self.recipe_file, joined.to_yaml())
+        return joined
+
+    def study_prefix(self, taken: Iterable[str]) -> str:
+        """The prefix of this run's studies in a storage that other runs use too.
+
+        Chosen once and kept in a file, so that a folder that is moved keeps its studies, and
+        folders of one name, as `seed-41`, have different ones.
+
+        Args:
+            taken: The names of all studies there.
+        """
+        file = self.path / "studies.json"
+        try:
+            prefix: str = json.loads(file.read_text(encoding="utf-8"))["prefix"]
+        except FileNotFoundError:
+            place = self.path.resolve()
+            digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
+            taken, attempt = set(taken), 1
+            prefix = f"{place.parent.name}/{place.name}-{digest}/"
+            while any(name.startswith(prefix) for name in taken):  # of a folder since removed
+                attempt += 1
+                prefix = f"{place.parent.name}/{place.name}-{digest}-{attempt}/"
+            write_json(file, {"prefix": prefix})
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{file} cannot be read: {error}.") from error
+        return prefix
+
     def stored_recipe(self) -> dict[str, Any] | None:
         """The recipe of this folder as plain data; None in a new folder."""
         try:
@@ -138,6 +189,12 @@ class RunFolder:
         except (OSError, yaml.YAMLError) as error:
             raise RunError(f"{self.recipe_file} cannot be read: {error}.") from error
         return data if isinstance(data, dict) else {}
+
+    def changes(self, recipe: Recipe) -> dict[str, str]:
+        """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
+        stored = self.stored_recipe()
+        changed = difference(stored, recipe.dump()) if stored is not None else {}
+        return {k: v for k, v in changed.items() if k.split(".")[0] not in NEUTRAL}
 
     def check_recipe(self, recipe: Recipe, *, stage: str | None, force: bool) -> str | None:
         """Compare the folder's recipe with the one that is to run.
@@ -154,9 +211,7 @@ class RunFolder:
             RunError: If the folder belongs to another recipe and `force` does not cover
                 what differs.
         """
-        stored = self.stored_recipe()
-        changed = difference(stored, recipe.dump()) if stored is not None else {}
-        changed = {k: v for k, v in changed.items() if k.split(".")[0] not in NEUTRAL}
+        changed = self.changes(recipe)
         affected = [s for s in STAGES if any(_concerns(s, key, recipe) for key in changed)]
         first = affected[0] if affected else None
         if changed and not force:

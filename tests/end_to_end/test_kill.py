@@ -19,6 +19,11 @@ from fusetune.recipe_file import parse
 Condition = Callable[[Path], bool]
 
 
+def dump(recipe: str, *overrides: str) -> str:
+    """A recipe with overrides, as text."""
+    return parse(recipe, overrides).to_yaml()
+
+
 def _lines(folder: Path) -> int:
     journal = folder / "trials.journal"
     return len(journal.read_bytes().splitlines()) if journal.exists() else 0
@@ -51,11 +56,45 @@ def _work(recipe: str, folder: str) -> None:
     run(parse(recipe), folder)
 
 
-def _kill_when(recipe: str, folder: Path, condition: Condition) -> bool:
+# The same in a comparison: moments of its runs, and between them.
+COMPARISON: dict[str, Condition] = {
+    "a grid's first run": lambda f: _count(f, "seed-41/grid-0.001/stages/search.json") > 0,
+    "a grid's second run": lambda f: _count(f, "seed-41/fixed/members/step-*") >= 2,
+    "between two runs": lambda f: _count(f, "seed-41/fixed/stages/report.json") > 0,
+    "a kept trial": lambda f: _count(f, "seed-41/hpbo/work/kept/trial-*") > 0,
+    "taking over": lambda f: _count(f, "seed-41/hpbo/members/step-*") >= 1,
+    "between two seeds": lambda f: _count(f, "seed-41/hpbo/stages/report.json") > 0,
+    "the second seed": lambda f: _count(f, "seed-42/fixed/evaluations/*.npz") >= 5,
+    "the last run": lambda f: _count(f, "seed-42/hpbo/stages/fuse.json") > 0,
+}
+
+
+def _compare(recipe: str, folder: str) -> None:
+    import torch
+
+    from fusetune.pipeline.compare import compare
+    from fusetune.pipeline.display import Display
+
+    torch.set_num_threads(1)
+    compare(
+        parse(recipe),
+        Path(folder),
+        [41, 42],
+        methods=["finetune", "grid", "mobo", "hpbo"],
+        display=Display(quiet=True),
+    )
+
+
+def _kill_when(
+    recipe: str,
+    folder: Path,
+    condition: Condition,
+    work: Callable[[str, str], None] = _work,
+) -> bool:
     """Run until the condition holds, then kill -9; whether the run was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fusetune.pipeline"])
-    process = context.Process(target=_work, args=(recipe, str(folder)))
+    context.set_forkserver_preload(["fusetune.pipeline.compare"])
+    process = context.Process(target=work, args=(recipe, str(folder)))
     process.start()
     deadline = time.monotonic() + 1200  # against a hang alone
     while process.is_alive() and time.monotonic() < deadline:
@@ -103,3 +142,37 @@ def test_killed_in_every_stage(tiny_recipe: str, tmp_path: Path) -> None:
     assert _trials(cut) == _trials(whole)
     for name in ("fused/model.safetensors", "fused/fusion.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """comparison.json without what measures time."""
+    table: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    for row in table["rows"]:
+        row.pop("seconds")
+        row.pop("total_seconds")
+    return table
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_many_moments(tiny_recipe: str, tmp_path: Path) -> None:
+    recipe = dump(
+        tiny_recipe,
+        "search.trials=2",
+        "search.variant=full",
+        "search.epochs=null",
+        "train.epochs=1",
+        "train.arguments.learning_rate=3.0e-3",
+        "compare.learning_rates=[1.0e-3, 3.0e-3]",
+        "fuse.evaluations=10",
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert not _kill_when(recipe, whole, lambda _: False, _compare)
+    killed = [
+        n for n, moment in COMPARISON.items() if _kill_when(recipe, cut, moment, _compare)
+    ]
+    assert not _kill_when(recipe, cut, lambda _: False, _compare)
+    assert killed == list(COMPARISON)
+    assert _table(cut) == _table(whole)
+    for name in ("fixed", "hpbo"):
+        model = f"seed-41/{name}/fused/model.safetensors"
+        assert (cut / model).read_bytes() == (whole / model).read_bytes()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from torch import nn
 
+from fusetune.errors import MemberError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.store import EvaluationStore
@@ -19,6 +21,11 @@ from fusetune.optimization.study import Loop
 @dataclass
 class Pool:
     k: int
+    trajectories: int = 1
+
+    @property
+    def members(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(trajectory=i % self.trajectories) for i in range(self.k)]
 
     def __len__(self) -> int:
         return self.k
@@ -84,3 +91,8 @@ def test_equal_decays_leave_the_uniform_average() -> None:
     )
     result = ema(Pool(5), evaluator, budget=9, seed=0, loop=Loop.in_memory())  # type: ignore[arg-type]
     assert result.weights == FusionWeights.uniform(5)
+
+
+def test_several_trajectories_have_no_one_order() -> None:
+    with pytest.raises(MemberError, match="along one trajectory; these are of several"):
+        ema(Pool(4, 2), None, budget=9, seed=0, loop=Loop.in_memory())  # type: ignore[arg-type]

@@ -52,9 +52,34 @@ def test_the_share_of_the_distance_to_the_oracle(comparison: Comparison) -> None
     assert all(row.closed is None for row in without.rows)
 
 
-def test_only_methods_that_every_seed_has() -> None:
-    rows = compare([results(41, swa=0.5, mobo=0.6), results(42, swa=0.5)]).rows
-    assert [row.method for row in rows] == ["swa"]
+def test_a_row_that_a_seed_lacks_is_named() -> None:
+    without = {**results(42, finetune=0.6, oracle=0.7), "missing": {"mobo": "it diverged"}}
+    found = compare([results(41, finetune=0.5, mobo=0.55, oracle=0.6), without])
+    rows = {row.method: row for row in found.rows}
+    assert (rows["mobo"].test.mean, rows["mobo"].test.n) == (0.55, 1)
+    assert rows["mobo"].closed == pytest.approx(0.5)  # of seed 41 alone
+    assert found.missing == {"mobo": {42: "it diverged"}}
+    for form in (to_markdown(found), to_latex(found)):
+        assert "mobo (1 of 2 seeds)" in form
+        assert "mobo is missing for seed 42: it diverged" in form
+
+
+def test_the_wanted_rows_in_their_order_with_their_rules() -> None:
+    one = results(41, **{"finetune": 0.5, "mobo": 0.6, "mobo.knee": 0.6, "swa": 0.5})
+    rows = compare([one], ["swa", "mobo", "bilevel"]).rows
+    assert [row.method for row in rows] == ["swa", "mobo", "mobo.knee"]
+    assert compare([one], ["swa", "bilevel"]).missing == {
+        "bilevel": {41: "its run has no such row"}
+    }
+
+
+def test_trainings_are_shown_where_they_are_known() -> None:
+    one = results(41, swa=0.5, grid=0.6)
+    one["methods"]["grid"] |= {"trainings": 3, "total_seconds": 61.0}
+    rows = {row.method: row for row in compare([one]).rows}
+    assert (rows["grid"].trainings, rows["grid"].total_seconds) == (3, 61.0)
+    assert rows["swa"].trainings is None
+    assert "| 3 | 15 | 2.0 s | 1 min 01 s |" in to_markdown(compare([one]))
 
 
 def test_one_seed_has_no_deviation() -> None:

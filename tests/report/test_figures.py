@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,22 @@ def test_one_bar_per_member_and_method(record: Record) -> None:
     assert figure is not None
     assert [len(trace.x) for trace in figure.data] == [15] * 4
     assert all(sum(trace.y) == pytest.approx(1.0) for trace in figure.data)
+
+
+def test_each_trajectory_is_a_line_of_its_own(record: Record) -> None:
+    made = record()
+    assert made.by_step
+    several = tuple(
+        dataclasses.replace(m, trajectory=1 + i % 2) for i, m in enumerate(made.members)
+    )
+    changed = record(members=several)
+    assert not changed.by_step  # steps do not tell members of two trainings apart
+    drawn = [
+        len([trace for trace in figure.data if trace.name == "members"])
+        for figure in (history.trajectory(made), history.trajectory(changed))
+        if figure is not None
+    ]
+    assert drawn[1] == 2 * drawn[0]
 
 
 def test_hypervolume_has_a_point_per_evaluation(record: Record) -> None:

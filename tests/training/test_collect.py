@@ -70,3 +70,24 @@ def test_too_many_members_for_the_training(tmp_path: Path) -> None:
     collector = fusetune.MemberCollector(tmp_path / "members", members=15)
     with pytest.raises(StageError, match="15 members need at least 15 steps"):
         trainer(tmp_path, collector).train()
+
+
+def test_trajectories_share_a_folder_and_leave_one_another_alone(tmp_path: Path) -> None:
+    members = tmp_path / "members"
+    for number in (1, 2):
+        collector = fusetune.MemberCollector(members, members=2, trajectory=number)
+        trainer(tmp_path, collector).train()
+    again = fusetune.MemberCollector(members, members=2, trajectory=1)
+    (members / ".trajectory-1-step-000015.new").mkdir()  # a member that a kill cut off
+    untouched = (members / "trajectory-2-step-000015/member.json").stat().st_mtime_ns
+    trainer(tmp_path, again).train()
+    pool = fusetune.MemberPool.open(members)
+    assert [(m.trajectory, m.step) for m in pool.members] == [
+        (1, 15),
+        (1, 20),
+        (2, 15),
+        (2, 20),
+    ]
+    assert again.names == ("trajectory-1-step-000015", "trajectory-1-step-000020")
+    assert (members / "trajectory-2-step-000015/member.json").stat().st_mtime_ns == untouched
+    assert not list(members.glob(".*"))

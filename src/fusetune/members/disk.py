@@ -90,7 +90,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the content has a number that JSON lacks (NaN, infinity).
     """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that `path` holds either the old text or the new, never a part."""
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

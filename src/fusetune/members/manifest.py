@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ class Manifest:
         epoch: The same in passes over the training data.
         files: File name → record, for every weight file and shard index.
         values: Validation values measured while training, if any; NaN where JSON has null.
+        trajectory: Number of the training run, from 1; None where there is only one.
     """
 
     step: int
     epoch: float
     files: Mapping[str, FileRecord]
     values: Mapping[str, float] = field(default_factory=dict)
+    trajectory: int | None = None
 
 
 def write_manifest(
@@ -46,6 +48,7 @@ def write_manifest(
     step: int,
     epoch: float,
     values: Mapping[str, float] | None = None,
+    trajectory: int | None = None,
 ) -> Manifest:
     """Hash the weight files of a folder, wait until they are on the disk, declare it complete.
 
@@ -54,6 +57,7 @@ def write_manifest(
         step: Optimiser steps done.
         epoch: The same in passes over the training data.
         values: Validation values; those that are not finite are stored as null.
+        trajectory: Number of the training run, from 1, where there are several.
 
     Raises:
         ValueError: If the folder has no weight file.
@@ -67,20 +71,23 @@ def write_manifest(
     for path in folder.iterdir():
         sync(path)
     files = {p.name: FileRecord(file_sha256(p), p.stat().st_size) for p in weights}
-    manifest = Manifest(int(step), float(epoch), files, dict(values or {}))
-    write_json(
-        folder / MANIFEST,
-        {
-            "step": manifest.step,
-            "epoch": manifest.epoch,
-            "files": {n: {"sha256": r.sha256, "bytes": r.bytes} for n, r in files.items()},
-            "values": {
-                name: float(value) if math.isfinite(value) else None
-                for name, value in manifest.values.items()
-            },
-        },
-    )
+    manifest = Manifest(int(step), float(epoch), files, dict(values or {}), trajectory)
+    write_json(folder / MANIFEST, _json(manifest))
     return manifest
+
+
+def assign_trajectory(folder: str | Path, trajectory: int | None) -> None:
+    """Give a complete member's manifest the number of its training run, atomically.
+
+    Raises:
+        MemberError: If the folder has no manifest that can be understood.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise MemberError(f"{folder} has no {MANIFEST}, so it is incomplete.")
+    if manifest.trajectory != trajectory:
+        write_json(folder / MANIFEST, _json(replace(manifest, trajectory=trajectory)))
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
@@ -102,8 +109,24 @@ def read_manifest(folder: str | Path) -> Manifest | None:
         raise _unreadable(path, error) from error
 
 
+def _json(manifest: Manifest) -> dict[str, Any]:
+    data = {
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "files": {n: {"sha256": r.sha256, "bytes": r.bytes} for n, r in manifest.files.items()},
+        "values": {
+            name: float(value) if math.isfinite(value) else None
+            for name, value in manifest.values.items()
+        },
+    }
+    if manifest.trajectory is not None:
+        data["trajectory"] = manifest.trajectory
+    return data
+
+
 def _parse(raw: Mapping[str, Any]) -> Manifest:
     values = raw.get("values") or {}
+    trajectory = raw.get("trajectory")
     return Manifest(
         step=int(raw["step"]),
         epoch=float(raw["epoch"]),
@@ -112,6 +135,7 @@ def _parse(raw: Mapping[str, Any]) -> Manifest:
             for name, record in raw["files"].items()
         },
         values={str(n): math.nan if v is None else float(v) for n, v in values.items()},
+        trajectory=None if trajectory is None else int(trajectory),
     )
 
 

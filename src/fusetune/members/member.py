@@ -79,6 +79,11 @@ class Member:
         return self.path.name
 
     @property
+    def trajectory(self) -> int | None:
+        """Number of the training run it is of, from 1; None if that is the only one."""
+        return self.manifest.trajectory if self.manifest else None
+
+    @property
     def num_parameters(self) -> int:
         """Floating-point numbers in the files (tied tensors once)."""
         return sum(t.numel for t in self.tensors.values() if t.dtype.is_floating_point)

@@ -44,7 +44,7 @@ class Inspection:
     """What stands in some folders, and whether it can be fused.
 
     Attributes:
-        members: The checkpoints that can be read, in order of training step.
+        members: The checkpoints that can be read, in order of trajectory and training step.
         errors: Why they, or others that cannot be read, cannot be fused; empty if they can.
         incomplete: Folders whose writing never ended; left out.
     """
@@ -221,7 +221,7 @@ def inspect(paths: Paths) -> Inspection:
         except MemberError as error:
             errors.append(error)
     if all(member.step is not None for member in members):
-        members.sort(key=lambda member: member.step or 0)
+        members.sort(key=lambda member: (member.trajectory or 0, member.step or 0))
     if members:
         reference, different = differences(members)
         if different:

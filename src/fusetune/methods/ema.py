@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from fusetune.errors import MemberError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -34,7 +35,15 @@ def ema(
 
     Each decay of `DECAYS` is one evaluation; a smaller budget tries every so manieth, the
     uniform average first. Equal ones: the slower decay.
+
+    Raises:
+        MemberError: If the members are of several trajectories, which have no one order.
     """
+    if len({member.trajectory for member in pool.members}) > 1:
+        raise MemberError(
+            "ema weighs the members along one trajectory; these are of several.",
+            "Leave it out, or take the members of one trajectory.",
+        )
     k = len(pool)
     places = np.linspace(0, len(DECAYS) - 1, min(len(DECAYS), budget)).round().astype(int)
     decays = [DECAYS[i] for i in places]

@@ -26,7 +26,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from fusetune.errors import FusetuneError, RunError, StageError
+from fusetune.errors import FusetuneError, NoResultError, RunError, StageError
 from fusetune.executors.executor import Executor, Outcome
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import Objective
@@ -135,7 +135,8 @@ class Loop:
 
         Raises:
             RunError: If the study was made for other objectives.
-            StageError: If all trials fail, or the storage cannot be written to.
+            NoResultError: If all trials fail.
+            StageError: If the storage cannot be written to.
         """
         with storing():
             study = self._open(name, sampler, objectives, pruner)
@@ -292,7 +293,7 @@ def _require_success(study: Study) -> None:
         return
     reasons = Counter(t.user_attrs.get(REASON, "unknown") for t in trials)
     reason, count = reasons.most_common(1)[0]
-    raise StageError(
+    raise NoResultError(
         f"All {len(trials)} trials of study {study.study_name!r} failed, {count} of them with: "
         f"{reason}.",
         hint="Put that right, then run the stage again with --force.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import StageError
-from fusetune.members.disk import full_disk_is_an_error, write_json
+from fusetune.members.disk import full_disk_is_an_error, write_json, write_text
 from fusetune.methods.search import is_study_of_weights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
@@ -40,6 +40,7 @@ def run(
     *,
     stage: str | None = None,
     force: bool = False,
+    extend: bool = False,
     display: Display | None = None,
 ) -> RunFolder:
     """Run all stages, or one; what is complete is not done again.
@@ -50,6 +51,8 @@ def run(
         stage: The one stage to run; None for all.
         force: Start the stage (or, for all, the first that the recipe's changes concern)
             anew.
+        extend: Where the folder's run differs in its methods alone, give it those of the
+            recipe as well; what its methods found is kept.
         display: Where progress is shown; quiet if None.
 
     Raises:
@@ -58,6 +61,8 @@ def run(
     folder = RunFolder(out)
     display = display or Display(quiet=True)
     with folder.claim(), log_to(folder.log, verbose=display.verbose):
+        if extend and not force:
+            recipe = folder.join_methods(recipe)
         first = folder.check_recipe(recipe, stage=stage, force=force)
         context = Context(recipe, folder, display)
         try:
@@ -83,7 +88,7 @@ def _prepare(context: Context, first: str | None) -> None:
                 "fuse" in stale and is_study_of_weights(study)
             ):
                 loop.delete(study)
-    folder.recipe_file.write_text(context.recipe.to_yaml(), encoding="utf-8")
+    write_text(folder.recipe_file, context.recipe.to_yaml())
     write_json(folder.path / "environment.json", environment(context))
 
 

@@ -1,51 +1,131 @@
-"""The same recipe over several seeds, and one table of all methods."""
+"""One recipe over several seeds, and one table of all methods and procedures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusetune.members.disk import write_json
+from fusetune.errors import NoResultError, RecipeError, RunError
+from fusetune.members.disk import write_json, write_text
 from fusetune.pipeline import run
-from fusetune.pipeline.display import Display
+from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display, log_to
+from fusetune.pipeline.seed_results import seed_results
 from fusetune.recipe import Recipe
-from fusetune.report.comparison import FORMATS, Comparison, to_json, to_table
+from fusetune.report.comparison import FORMATS, Comparison, notes, to_json, to_table
 from fusetune.report.comparison import compare as compare_results
+from fusetune.run import RunFolder
+from fusetune.tasks.task import Task
 
 
 def compare(
-    recipe: Recipe, out: Path, seeds: Sequence[int], *, force: bool, display: Display
+    recipe: Recipe,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    methods: Sequence[str] | None = None,
+    force: bool = False,
+    display: Display,
 ) -> Comparison:
-    """Run a recipe once per seed, each in a folder of its own, and compare the methods.
+    """Make the runs that the rows need, once per seed, and compare the rows.
 
-    All methods of one seed share its trajectory and its evaluations. What is complete is not
-    done again: an interrupted comparison goes on, and more seeds join later.
+    Methods share one trajectory per seed, that of the fixed λ (`train.arguments`, no search),
+    and its evaluations; a procedure has trainings of its own. What is complete is not done
+    again: an interrupted comparison goes on, more seeds and more rows join later. A row
+    whose training diverges is left out for that seed, and named.
 
     Args:
-        recipe: Its own seed is replaced.
-        out: Gets `seed-41/` and so on, and the table as comparison.json, .md and .tex.
-        seeds: At least one.
+        recipe: Its own seed is replaced; nothing else is changed from seed to seed.
+        out: Gets a folder per seed with one run folder for each run, and the table as
+            comparison.json, .md and .tex.
+        seeds: At least one, each once.
+        methods: The rows; those of the recipe if None.
         force: Start every run anew.
         display: Where progress and the table are shown.
 
     Raises:
-        FusetuneError: As `run`.
+        FusetuneError: As `run`; before long work, if a row is not known or cannot be made
+            with this recipe, or a folder belongs to something else.
     """
+    rows = wanted_rows(recipe, methods, display.warn)
+    plans = _plans(recipe, rows, seeds)
+    _check_folders(out, plans, force=force)
+    task = _check_runs(out, plans[seeds[0]])
     results = []
-    for seed in dict.fromkeys(seeds):
-        display.say(f"seed {seed}")
-        folder = run(
-            recipe.model_copy(update={"seed": seed}),
-            out / f"seed-{seed}",
-            force=force,
-            display=display,
-        )
-        results.append(json.loads(folder.results.read_text(encoding="utf-8")))
-    comparison = compare_results(results)
+    for seed, plan in plans.items():
+        made, failed = _run_all(plan, out / f"seed-{seed}", force=force, display=display)
+        found = seed_results(plan, made, failed, task.objectives[1])
+        results.append({"task": task.name, "seed": seed, **found})
+    if not any(result["methods"] for result in results):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise NoResultError(f"No run of the comparison led to a result. {reasons}")
+    comparison = compare_results(results, rows)
     write_json(out / "comparison.json", to_json(comparison))
     for ending, render in FORMATS.items():
-        (out / f"comparison.{ending}").write_text(render(comparison), encoding="utf-8")
+        write_text(out / f"comparison.{ending}", render(comparison))
     display.console.print(to_table(comparison))
+    for line in notes(comparison):
+        display.say(line)
     display.say(f"Table: {out}/comparison.md, .tex and .json")
     return comparison
+
+
+def _plans(recipe: Recipe, rows: Sequence[str], seeds: Sequence[int]) -> dict[int, Plan]:
+    twice = {seed for seed in seeds if seeds.count(seed) > 1}
+    if twice or not seeds:
+        raise RecipeError(
+            f"A comparison needs different seeds; given were {', '.join(map(str, seeds))}.",
+            "Each seed has a folder of its own, and counts once.",
+        )
+    return {seed: make_plan(recipe, rows, seed) for seed in seeds}
+
+
+def _check_folders(out: Path, plans: Mapping[int, Plan], *, force: bool) -> None:
+    """Refuse folders of something else before anything is trained."""
+    for path in (out, *(out / f"seed-{seed}" for seed in plans)):
+        if (path / "recipe.yaml").exists() or (path / "stages").exists():
+            raise RunError(
+                f"{path} is itself a run folder, no folder for the runs of a comparison.",
+                "Give another folder with --out.",
+            )
+    for seed, plan in plans.items():
+        for name, recipe in plan.runs.items():
+            folder = RunFolder(out / f"seed-{seed}" / name)
+            changed = folder.changes(recipe)
+            if set(changed) - {"fuse.methods"} and not force:
+                folder.check_recipe(recipe, stage=None, force=False)  # raises, with the keys
+
+
+def _check_runs(out: Path, plan: Plan) -> Task:
+    """Check data, model and arguments of every run that is to be made; returns the task."""
+    tasks: list[Task] = []
+    for name, recipe in plan.runs.items():
+        folder = RunFolder(out / f"seed-{recipe.seed}" / name)
+        context = Context(recipe, folder, Display(quiet=True))
+        try:
+            if folder.done("report") is None:
+                with log_to(Path(os.devnull), verbose=False):  # each run logs its own check
+                    context.check()
+            if not tasks:
+                tasks.append(context.task)
+        finally:
+            context.close()
+    return tasks[0]
+
+
+def _run_all(
+    plan: Plan, out: Path, *, force: bool, display: Display
+) -> tuple[dict[str, RunFolder], dict[str, str]]:
+    """The folders of the runs that were made, and why others led to nothing."""
+    folders: dict[str, RunFolder] = {}
+    failed: dict[str, str] = {}
+    for name, recipe in plan.runs.items():
+        display.say(f"seed {recipe.seed}, {name}")
+        try:
+            folders[name] = run(recipe, out / name, force=force, extend=True, display=display)
+        except NoResultError as error:
+            display.warn(f"{name}: {error}")
+            failed[name] = error.message
+    return folders, failed

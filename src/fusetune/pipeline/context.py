@@ -28,7 +28,8 @@ from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
 from fusetune.optimization import RIVALS, rivals
 from fusetune.optimization.constraint import Constraint
-from fusetune.optimization.study import Loop, open_storage
+from fusetune.optimization.storage import open_storage, quiet, storing
+from fusetune.optimization.study import Loop
 from fusetune.pipeline.display import Display
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
@@ -135,8 +136,15 @@ class Context:
     def loop(self, on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Loop:
         """Runs studies of this run; a storage by URL may hold those of other runs too."""
         shared = self.recipe.storage is not None
-        prefix = f"{self.folder.path.resolve().name}/" if shared else ""
+        prefix = self.study_prefix if shared else ""
         return Loop(self.storage, self.executor, prefix=prefix, on_trial=on_trial)
+
+    @cached_property
+    def study_prefix(self) -> str:
+        """What the run's studies are told apart by in a storage that others use too."""
+        with storing(), quiet():
+            taken = optuna.get_all_study_names(self.storage)
+        return self.folder.study_prefix(taken)
 
     def trials(self, study: str) -> list[FrozenTrial]:
         """All trials of one of the run's studies; none if it was never begun."""
@@ -230,10 +238,12 @@ class Context:
                 if settings.max_steps > 0
                 else math.ceil(epoch_steps * recipe.train.epochs)
             )
-            plan_steps(total, recipe.train.members, recipe.train.collect_from)
+            plan_steps(total, recipe.train.members_each, recipe.train.collect_from)
         if self.folder.done("train") is None:
             # Members, the fused model, and two checkpoints with optimiser state (3 x each).
             copies = recipe.train.members + 1 + 6
+            if recipe.trains_in_trials:  # those of the trial that goes on, beside the best
+                copies += recipe.train.members_each
             require_space(self.folder.path, copies * size)
 
     def _extremes(self) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from fusetune.objective import Objective
 from fusetune.pipeline import notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
+from fusetune.pipeline.first_trajectory import first_trajectory
 from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.report.content import REFERENCES
 from fusetune.run import RunFolder
@@ -52,6 +53,7 @@ def fuse(context: Context) -> dict[str, Any]:
             display.say(f"{row:<14}  {values}  {result.evaluations} evaluations")
         for note in notes.of_method(found):
             display.warn(note)
+    results |= first_trajectory(bench.pool, evaluator)
     chosen, note = choose(results, evaluator, recipe.fuse.choose, recipe.fuse.sampler)
     if note:
         display.warn(note)

@@ -130,6 +130,7 @@ def _members(bench: Workbench, evaluator: Evaluator) -> tuple[MemberRow, ...]:
                 values=dict(evaluator(FusionWeights.one_hot(i, k)).values),
                 step=member.step,
                 epoch=manifest.epoch if manifest else None,
+                trajectory=member.trajectory,
             )
         )
     return tuple(rows)

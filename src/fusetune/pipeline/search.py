@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
+from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.points import to_json
@@ -24,6 +25,8 @@ from fusetune.optimization.study import Finished, Loop, Pruned, Report
 from fusetune.pipeline.agreement import warnings
 from fusetune.pipeline.context import Context, distributions
 from fusetune.pipeline.display import Bar
+from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
+from fusetune.pipeline.trajectories import FirstModel
 from fusetune.pipeline.workbench import Workbench
 from fusetune.training.collect import MemberCollector
 from fusetune.training.trajectory import train as train_trajectory
@@ -39,6 +42,7 @@ def search(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     if recipe.search.trials == 0:
         record: dict[str, Any] = {"params": {}, "trial": None, "value": None, "seconds": 0.0}
+        record |= {"trainings": 0, "evaluations": 0}
         context.folder.finish("search", record)
         return record
     for note in warnings(context.folder.path, recipe):
@@ -52,25 +56,31 @@ def search(context: Context) -> dict[str, Any]:
         seed=recipe.seed,
     )
     with context.display.bar("search", recipe.search.trials) as bar:
-        loop = context.loop(_show(bar, primary))
+        evaluate = _Evaluate(context, primary, bar)
+        loop = context.loop(_told(bar, primary, evaluate))
+        evaluate.forget(context.trials(STUDY))
         study = loop.run(
             STUDY,
             sampler,
             lambda trial: _parameters(trial, sampler),
-            _Evaluate(context, primary, bar),
+            evaluate,
             trials=recipe.search.trials,
             objectives=[primary],
             pruner=_pruner(recipe.search.pruner),
         )
+    trials = study.get_trials(deepcopy=False)
+    evaluate.forget(trials)
     best = _best(study, primary)
-    seconds = [t.user_attrs.get("seconds", 0.0) for t in study.get_trials(deepcopy=False)]
     record = {
         "params": best.params,
         "trial": best.number,
         "value": best.value,
-        "seconds": sum(seconds),
+        "seconds": sum(t.user_attrs.get("seconds", 0.0) for t in trials),
+        "trainings": len(trials),
+        "evaluations": sum(_evaluations(t) for t in trials),
     }
-    shutil.rmtree(context.folder.work, ignore_errors=True)
+    if not evaluate.keeps:
+        shutil.rmtree(context.folder.work, ignore_errors=True)
     context.folder.finish("search", record)
     found = ", ".join(
         f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in best.params.items()
@@ -86,6 +96,14 @@ class _Evaluate:
         self.context = context
         self.primary = primary
         self.bar = bar
+        self.keeps = context.recipe.trains_in_trials
+        self.kept = KeptTrials(context.folder.kept)
+
+    def forget(self, trials: Sequence[FrozenTrial]) -> None:
+        """Keep the members of no more trials than the training can take over."""
+        trajectories = self.context.recipe.train.trajectories
+        count = trajectories.count if trajectories.source == "trials" else 1
+        self.kept.prune(trials, self.primary, count)
 
     def __call__(
         self, params: dict[str, Any], number: int, report: Report
@@ -93,11 +111,14 @@ class _Evaluate:
         started = time.perf_counter()
         folder = self.context.folder.work / f"trial-{number:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        self.kept.drop(number)
         try:
-            watch = self._train(params, number, report, folder)
+            watch, trial = self._train(params, number, report, folder)
             if watch.stopped:
                 return Pruned({"seconds": time.perf_counter() - started})
             value, attributes = self._value(watch, folder)
+            if self.keeps:
+                self.kept.keep(number, folder, trial)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if self.context.device.type == "cuda":  # after running out of it, above all
@@ -107,8 +128,9 @@ class _Evaluate:
 
     def _train(
         self, params: dict[str, Any], number: int, report: Report, folder: Path
-    ) -> ValidationWatch:
+    ) -> tuple[ValidationWatch, KeptTrial]:
         context, recipe = self.context, self.context.recipe
+        start = FirstModel(context.model_maker(recipe.search.variant), recipe)
 
         def check(step: int, evaluation: Evaluation) -> bool:
             return report(step, evaluation.values[self.primary.name])
@@ -118,14 +140,16 @@ class _Evaluate:
         watch = ValidationWatch(context.scorer("validation"), checks, check)
         progress = ProgressReporter(lambda step, total: self.bar.update(number + step / total))
         callbacks: list[TrainerCallback] = [watch, progress]
-        if self._method is not None:
-            callbacks.append(
-                MemberCollector(
-                    folder / "members", recipe.train.members, recipe.train.collect_from
-                )
-            )
-        train_trajectory(
-            context.model_maker(recipe.search.variant),
+        collector = MemberCollector(
+            folder / "members",
+            recipe.train.members_each,
+            recipe.train.collect_from,
+            context.tokenizer if self.keeps else None,
+        )
+        if self.keeps or self._method is not None:
+            callbacks.append(collector)
+        steps = train_trajectory(
+            start,
             context.train_data,
             context.collate,
             folder / "checkpoints",
@@ -137,7 +161,7 @@ class _Evaluate:
             callbacks=callbacks,
             keep_checkpoints=False,
         )
-        return watch
+        return watch, KeptTrial(params, collector.steps, steps, start.digest)
 
     @property
     def _method(self) -> str | None:
@@ -183,18 +207,19 @@ def _parameters(trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
 
 
 def _best(study: optuna.Study, primary: Objective) -> FrozenTrial:
-    """The complete trial with the best value; equal ones are told apart by their loss.
+    trials = study.get_trials(deepcopy=False)
+    best = best_trials(trials, primary, 1)
+    if not best:  # of those that ended, every one was stopped early or failed
+        raise NoResultError(
+            f"None of the {len(trials)} trials of the search was trained to its end.",
+            "Let them: search.pruner: none, or lower search.space.learning_rate.high.",
+        )
+    return best[0]
 
-    Short trials often tie, as at the 0 of a correlation that is not defined yet; the first of
-    them could be the one whose learning rate is far too high.
-    """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
-    def rank(trial: FrozenTrial) -> tuple[float, float]:
-        assert trial.value is not None
-        return primary.sign * trial.value, -float(trial.user_attrs.get(LOSS.name, 0.0))
-
-    return max(trials, key=rank)
+def _evaluations(trial: FrozenTrial) -> int:
+    """Models of a trial that were evaluated: as it trained, and fused ones."""
+    return len(trial.intermediate_values) + int(trial.user_attrs.get("evaluations", 0))
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:
@@ -205,8 +230,11 @@ def _pruner(name: str) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def _show(bar: Bar, primary: Objective) -> Callable[[optuna.Study, FrozenTrial], None]:
+def _told(
+    bar: Bar, primary: Objective, evaluate: _Evaluate
+) -> Callable[[optuna.Study, FrozenTrial], None]:
     def show(study: optuna.Study, trial: FrozenTrial) -> None:
+        evaluate.forget(study.get_trials(deepcopy=False))
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         text = f"best {primary.name} {study.best_value:.4f}" if done else "none complete yet"
         bar.update(trial.number + 1, text=text)

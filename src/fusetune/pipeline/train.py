@@ -1,16 +1,24 @@
-"""Stage 2: one full training with the λ found; its checkpoints are the members."""
+"""Stage 2: full trainings with the λ found; their checkpoints are the members."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from fusetune.errors import StageError
+from fusetune.errors import NoResultError, StageError
+from fusetune.members.disk import write_json
 from fusetune.pipeline.context import Context
-from fusetune.training.collect import MemberCollector
+from fusetune.pipeline.display import Bar
+from fusetune.pipeline.kept import KeptTrials
+from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
+from fusetune.training.collect import MemberCollector, member_name
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import DivergedError, ProgressReporter
 
@@ -18,8 +26,11 @@ from fusetune.training.watch import DivergedError, ProgressReporter
 def train(context: Context) -> dict[str, Any]:
     """Train in full and collect the members; returns the stage's record.
 
+    A trajectory that the search has trained already is taken over from it.
+
     Raises:
-        StageError: If the training diverges, or the search is not complete.
+        NoResultError: If the training diverges.
+        StageError: If the search is not complete, or the trajectories do not fit together.
     """
     folder, recipe = context.folder, context.recipe
     found = folder.done("search")
@@ -28,42 +39,115 @@ def train(context: Context) -> dict[str, Any]:
             f"{folder.path} has no finished search.",
             "Run `fusetune search` first, or everything with `fusetune run`.",
         )
-    started = time.perf_counter()
-    collector = MemberCollector(
-        folder.members, recipe.train.members, recipe.train.collect_from, context.tokenizer
-    )
+    trials = context.trials(SEARCH) if recipe.train.trajectories.source == "trials" else []
+    planned = plan(recipe, found, trials, context.task.objectives[1])
     with context.display.bar("train", 1) as bar:
-
-        def show(step: int, total: int) -> None:
-            kept = sum(s <= step for s in collector.steps)
-            bar.update(step, total, f"{kept} of {recipe.train.members} members")
-
-        callbacks: list[TrainerCallback] = [collector, ProgressReporter(show)]
-        try:
-            steps = train_trajectory(
-                context.model_maker(),
-                context.train_data,
-                context.collate,
-                folder.work / "train",
-                context.training_arguments(found["params"]),
-                epochs=recipe.train.epochs,
-                seed=recipe.seed,
-                device=context.device.type,
-                precision=context.precision,
-                callbacks=callbacks,
-            )
-        except DivergedError as error:
-            raise StageError(
-                f"The full training diverged: {error}.",
-                "Lower search.space.learning_rate.high, or train.arguments.learning_rate.",
-            ) from error
-    earlier = (folder.done("train") or {}).get("seconds", 0.0)
+        done = [_trajectory(context, t, len(planned), bar) for t in planned]
+    require_same_start([record["start"] for record in done])
     record = {
         "params": found["params"],
-        "steps": steps,
-        "members": [f"step-{step:06d}" for step in collector.steps],
-        "seconds": time.perf_counter() - started + earlier,
+        "steps": done[0]["steps"],
+        "members": [name for record in done for name in record["members"]],
+        "seconds": sum(record["seconds"] for record in done),
+        "trainings": sum(not record["from_search"] for record in done),
+        "trajectories": done,
     }
     folder.finish("train", record)
     shutil.rmtree(folder.work, ignore_errors=True)
     return record
+
+
+def _trajectory(
+    context: Context, trajectory: Trajectory, count: int, bar: Bar
+) -> dict[str, Any]:
+    """One trajectory's record; a file beside its checkpoints keeps it until the stage ends."""
+    folder = context.folder.work / trajectory.folder
+    path = folder.with_suffix(".json")
+    if path.is_file():
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+    kept = _taken_over(context, trajectory)
+    record = kept or _trained(context, trajectory, count, bar, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    shutil.rmtree(folder, ignore_errors=True)  # its checkpoints, large ones
+    return record
+
+
+def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
+    """The members that the search kept, if it kept those of this trajectory."""
+    started = time.perf_counter()
+    number, recipe = trajectory.trial, context.recipe
+    kept = KeptTrials(context.folder.kept)
+    trial = kept.find(number) if number is not None and recipe.trains_in_trials else None
+    if trial is None or number is None:
+        return None
+    fits = trial.params == trajectory.params and trajectory.seed == recipe.seed
+    if not fits or not kept.take(number, context.folder.members, trajectory.number):
+        return None
+    context.display.say(f"train: taken over from trial {number} of the search")
+    return _record(trajectory, trial.steps, trial.members, trial.start, started, True)
+
+
+def _trained(
+    context: Context, trajectory: Trajectory, count: int, bar: Bar, folder: Path
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    recipe = context.recipe
+    collector = MemberCollector(
+        context.folder.members,
+        recipe.train.members_each,
+        recipe.train.collect_from,
+        context.tokenizer,
+        trajectory.number,
+    )
+    before = (trajectory.number or 1) - 1
+
+    def show(step: int, total: int) -> None:
+        kept = before * recipe.train.members_each + sum(s <= step for s in collector.steps)
+        bar.update(
+            before * total + step, count * total, f"{kept} of {recipe.train.members} members"
+        )
+
+    callbacks: list[TrainerCallback] = [collector, ProgressReporter(show)]
+    first = FirstModel(context.model_maker(), recipe)
+    try:
+        steps = train_trajectory(
+            first,
+            context.train_data,
+            context.collate,
+            folder,
+            context.training_arguments(dict(trajectory.params)),
+            epochs=recipe.train.epochs,
+            seed=trajectory.seed,
+            head_seed=recipe.seed,
+            device=context.device.type,
+            precision=context.precision,
+            callbacks=callbacks,
+        )
+    except DivergedError as error:
+        raise NoResultError(
+            f"The full training diverged: {error}.",
+            "Lower search.space.learning_rate.high, or train.arguments.learning_rate.",
+        ) from error
+    return _record(trajectory, steps, collector.steps, first.digest, started, False)
+
+
+def _record(
+    trajectory: Trajectory,
+    steps: int,
+    members: Sequence[int],
+    start: str | None,
+    started: float,
+    from_search: bool,
+) -> dict[str, Any]:
+    return {
+        "params": dict(trajectory.params),
+        "seed": trajectory.seed,
+        "trial": trajectory.trial,
+        "from_search": from_search,
+        "steps": steps,
+        "members": [member_name(step, trajectory.number) for step in members],
+        "start": start,
+        "seconds": time.perf_counter() - started,
+    }

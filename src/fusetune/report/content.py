@@ -23,12 +23,14 @@ class MemberRow:
         values: Its own validation values by objective name; empty if not measured.
         step: Optimiser step at which it was taken; None outside a trajectory.
         epoch: The same in passes over the training data.
+        trajectory: Number of the training run, from 1; None if it is the only one.
     """
 
     name: str
     values: Mapping[str, float] = field(default_factory=dict)
     step: int | None = None
     epoch: float | None = None
+    trajectory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,9 @@ class RunRecord:
 
     @property
     def by_step(self) -> bool:
-        """Whether every member has a training step of its own."""
+        """Whether every member has a training step of its own, of one training."""
+        if len({member.trajectory for member in self.members}) > 1:
+            return False
         steps = [member.step for member in self.members]
         return bool(steps) and None not in steps and len(set(steps)) == len(steps)
 

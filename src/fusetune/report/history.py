@@ -32,25 +32,34 @@ def trajectory(record: RunRecord) -> go.Figure | None:
     figure = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, objective in enumerate(shown, 1):
         name = metric_label(objective.name)
-        figure.add_scatter(
-            x=x,
-            y=[member.values.get(objective.name) for member in record.members],
-            name="members",
-            mode="lines+markers",
-            line={"color": BLUE, "width": 2},
-            marker={"color": BLUE, "size": 7},
-            hovertext=[_member_hover(record, i, name, objective) for i in range(len(x))],
-            hoverinfo="text",
-            showlegend=row == 1,
-            row=row,
-            col=1,
-        )
+        for line in _trajectories(record):
+            figure.add_scatter(
+                x=[x[i] for i in line],
+                y=[record.members[i].values.get(objective.name) for i in line],
+                name="members",
+                mode="lines+markers",
+                line={"color": BLUE, "width": 2},
+                marker={"color": BLUE, "size": 7},
+                hovertext=[_member_hover(record, i, name, objective) for i in line],
+                hoverinfo="text",
+                showlegend=row == 1 and line[0] == 0,
+                row=row,
+                col=1,
+            )
         _fused_level(figure, record, objective, row, (x[0], x[-1]))
         figure.update_yaxes(title_text=safe(name), row=row, col=1)
     figure.update_xaxes(
         title_text="training step" if record.by_step else "member", row=len(shown), col=1
     )
     return dressed(figure, 90 + 200 * len(shown))
+
+
+def _trajectories(record: RunRecord) -> list[list[int]]:
+    """The members' indices by trajectory: each is a line of its own."""
+    lines: dict[int | None, list[int]] = {}
+    for i, member in enumerate(record.members):
+        lines.setdefault(member.trajectory, []).append(i)
+    return list(lines.values())
 
 
 def _fused_level(

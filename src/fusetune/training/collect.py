@@ -59,6 +59,8 @@ class MemberCollector(TrainerCallback):
         members: k, how many.
         collect_from: Share of the training before the first member, 0 ≤ x < 1.
         tokenizer: Saved with each member if given, so that each is usable by itself.
+        trajectory: Number of this training run, from 1, where several share the folder; its
+            members are `folder/trajectory-1-step-000123/`.
 
     Raises:
         StageError: At the start of the training, if the window is too short for k members
@@ -71,12 +73,19 @@ class MemberCollector(TrainerCallback):
         members: int = 15,
         collect_from: float = 0.5,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        trajectory: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.members = members
         self.collect_from = collect_from
         self.tokenizer = tokenizer
+        self.trajectory = trajectory
         self.steps: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the members' folders, in order; empty before the training begins."""
+        return tuple(member_name(step, self.trajectory) for step in self.steps)
 
     def on_train_begin(
         self,
@@ -90,9 +99,10 @@ class MemberCollector(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        own = member_name(0, self.trajectory).rstrip("0")
         for path in self.folder.iterdir():
-            unfinished = path.name.startswith(".step-")
-            if unfinished or (_step(path) or 0) > state.global_step:
+            unfinished = path.name.startswith(f".{own}")
+            if unfinished or (_step(path, own) or 0) > state.global_step:
                 shutil.rmtree(path)
         left = sum(step > state.global_step for step in self.steps)
         model: nn.Module = kwargs["model"]
@@ -112,16 +122,22 @@ class MemberCollector(TrainerCallback):
 
     def save(self, model: nn.Module, step: int, epoch: float) -> Path:
         """Write one member atomically and return its folder."""
-        final = self.folder / f"step-{step:06d}"
+        final = self.folder / member_name(step, self.trajectory)
         with replaced_folder(final) as temporary:
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
             inner.save_pretrained(temporary)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
-            write_manifest(temporary, step=step, epoch=epoch)
+            write_manifest(temporary, step=step, epoch=epoch, trajectory=self.trajectory)
         return final
 
 
-def _step(path: Path) -> int | None:
-    prefix, _, digits = path.name.partition("-")
-    return int(digits) if prefix == "step" and digits.isdigit() else None
+def member_name(step: int, trajectory: int | None = None) -> str:
+    """`step-000123`, or `trajectory-2-step-000123` where there are several."""
+    name = f"step-{step:06d}"
+    return name if trajectory is None else f"trajectory-{trajectory}-{name}"
+
+
+def _step(path: Path, prefix: str) -> int | None:
+    digits = path.name.removeprefix(prefix)
+    return int(digits) if path.name.startswith(prefix) and digits.isdigit() else None

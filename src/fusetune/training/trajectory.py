@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def train(
     precision: str,
     callbacks: Sequence[TrainerCallback] = (),
     keep_checkpoints: bool = True,
+    head_seed: int | None = None,
 ) -> int:
     """Fine-tune one model; what is kept of it is the callbacks' business.
 
@@ -74,6 +76,8 @@ def train(
         precision: "float32", "bfloat16" or "float16".
         callbacks: Collectors and watchers.
         keep_checkpoints: Whether the training can be resumed; a short trial need not.
+        head_seed: Of the head, where it is another than that of data order and dropout:
+            trajectories that share it start from the same model.
 
     Returns:
         The number of optimiser steps.
@@ -89,7 +93,7 @@ def train(
         device=device,
         precision=precision,
     )
-    set_seed(seed)
+    set_seed(seed if head_seed is None else head_seed)
     model = make_model()
     trainer = _Trainer(
         model=model,
@@ -108,6 +112,15 @@ def train(
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return steps
+
+
+def parameters_sha256(model: PreTrainedModel) -> str:
+    """Hexadecimal sha256 of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _resumable(folder: Path) -> str | None:

@@ -1,0 +1,118 @@
+"""What full-model trials of the search trained, kept until the training takes it over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from fusetune.members.disk import write_json
+from fusetune.members.manifest import MANIFEST, assign_trajectory
+from fusetune.objective import LOSS, Objective
+from fusetune.training.collect import member_name
+
+RECORD = "trial.json"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTrial:
+    """The record of a trial whose members are kept.
+
+    Attributes:
+        params: λ.
+        members: Steps of the members, in order.
+        steps: Optimiser steps of the whole training.
+        start: Digest of the model before its first step; None where it was not asked for.
+    """
+
+    params: Mapping[str, Any]
+    members: tuple[int, ...]
+    steps: int
+    start: str | None = None
+
+
+class KeptTrials:
+    """A folder with one sub-folder per kept trial; the trials are told apart by number.
+
+    Args:
+        folder: Made when the first trial is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, number: int, source: Path, trial: KeptTrial) -> None:
+        """Move a trial's folder, whose `members/` is complete, in here, in one step."""
+        write_json(source / RECORD, asdict(trial))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.replace(source, self._of(number))
+
+    def drop(self, number: int) -> None:
+        """Forget a trial, as one that is to run again."""
+        shutil.rmtree(self._of(number), ignore_errors=True)
+
+    def prune(self, trials: Sequence[FrozenTrial], objective: Objective, count: int) -> None:
+        """Forget the finished trials that are not among the best `count`."""
+        best = {trial.number for trial in best_trials(trials, objective, count)}
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in best:
+                self.drop(trial.number)
+
+    def find(self, number: int) -> KeptTrial | None:
+        """The record of a kept trial."""
+        try:
+            data = json.loads((self._of(number) / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return KeptTrial(**{**data, "members": tuple(data["members"])})
+
+    def take(self, number: int, folder: Path, trajectory: int | None) -> bool:
+        """Move a kept trial's members into `folder`; whether all of them are there.
+
+        One after the other, each in one step: a call that was cut off is continued.
+        """
+        trial = self.find(number)
+        if trial is None:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        for step in trial.members:
+            target = folder / member_name(step, trajectory)
+            if (target / MANIFEST).is_file():
+                continue
+            source = self._of(number) / "members" / member_name(step)
+            if not (source / MANIFEST).is_file():
+                return False
+            assign_trajectory(source, trajectory)
+            os.replace(source, target)
+        return True
+
+    def _of(self, number: int) -> Path:
+        return self.folder / f"trial-{number:04d}"
+
+
+def best_trials(
+    trials: Iterable[FrozenTrial], objective: Objective, count: int
+) -> list[FrozenTrial]:
+    """The complete trials with the best values, best first; each λ once.
+
+    Equal values are told apart by the loss. Short trials often tie, as at the 0 of a
+    correlation that is not defined yet; the first of them could be the one whose learning
+    rate is far too high.
+    """
+
+    def rank(trial: FrozenTrial) -> tuple[float, float]:
+        assert trial.value is not None
+        return objective.sign * trial.value, -float(trial.user_attrs.get(LOSS.name, 0.0))
+
+    complete = [t for t in trials if t.state is TrialState.COMPLETE]
+    found: list[FrozenTrial] = []
+    for trial in sorted(complete, key=rank, reverse=True):
+        if all(trial.params != other.params for other in found):
+            found.append(trial)
+    return found[:count]
