@@ -2,9 +2,9 @@
 
     python -m benchmarks.stream --json
 
-Writes k synthetic members (bfloat16, in shards), reads all their bytes in order with plain reads
-(the machine's read rate), then averages them in a process of its own, whose peak resident memory
-is told by the system. The system's cache is asked to forget the files before each pass.
+Writes k synthetic members (bfloat16, in shards), reads all their bytes in order with plain
+reads (the machine's read rate), then averages them in a process of its own, whose peak resident
+memory is told by the system. The system's cache is asked to forget the files before each pass.
 `ratio_to_read`: rate of averaging over rate of reading; medians of the repeats.
 """
 

@@ -99,6 +99,9 @@ class FuseSection(Section):
         "mobo", description="What proposes w; another than mobo takes its row and its place."
     )
     evaluations: int = Field(90, ge=2, description="In all, the starting points included.")
+    prior: bool = Field(
+        True, description="Whether the mixture of the members' predictions may lead mobo."
+    )
     averaging: Literal["auto", "resident", "host", "streaming"] = Field(
         "auto", description="Where members are kept while they are averaged."
     )

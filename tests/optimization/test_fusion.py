@@ -5,7 +5,7 @@ import torch
 from fusetune.optimization import fusion, simplex
 from fusetune.optimization.fusion import Settings
 
-QUICK = Settings(candidates=256, samples=16, starts=3, steps=8)
+QUICK = Settings(candidates=256, rounds=4, moves=48)
 
 
 def start(k):
@@ -63,6 +63,44 @@ def test_pending_points_and_failed_ones_are_kept_away_from():
     third = fusion.suggest(W, Y, seed=0, settings=QUICK, avoid=first[None])
     assert np.abs(first - second).sum() > 0.01
     assert np.abs(first - third).sum() > QUICK.apart
+
+
+def test_points_under_evaluation_count_with_what_is_expected_of_them():
+    W = start(4)
+    Y = values(W, 2)
+    chosen = np.empty((0, 4))
+    for seed in range(4):
+        w = fusion.suggest(W, Y, seed=seed, settings=QUICK, pending=chosen)
+        assert simplex.distance_to_nearest(w[None], np.vstack([W, chosen])).min() > 0.02
+        chosen = np.vstack([chosen, w])
+
+
+def test_a_member_that_failed_gets_no_weight():
+    W, Y = start(4)[1:-1], values(start(4), 2)[1:-1]
+    broken = simplex.one_hot(4)[:1]
+    for seed in range(4):
+        w = fusion.suggest(W, Y, seed=seed, settings=QUICK, avoid=broken)
+        assert w[0] == 0.0
+        W, Y = np.vstack([W, w]), np.vstack([Y, values(w[None], 2)])
+
+
+def test_a_mean_function_that_knows_the_answer_finds_it_at_once():
+    W = start(8)
+    w = fusion.suggest(W, values(W, 1), seed=0, mean=lambda points: values(points, 1))
+    plain = fusion.suggest(W, values(W, 1), seed=0)
+    assert values(w[None], 1) > -0.01  # the optimum is 0
+    assert values(plain[None], 1) < values(w[None], 1)
+
+
+def test_where_a_mean_function_says_nothing_no_point_is_suggested():
+    W = start(4)
+
+    def mean(points):
+        return np.where(points[:, :1] > 0.3, np.nan, values(points, 2))
+
+    for seed in range(4):
+        w = fusion.suggest(W, values(W, 2), seed=seed, mean=mean, settings=QUICK)
+        assert w[0] <= 0.3
 
 
 def test_constant_objectives_and_outliers_do_not_break_it():

@@ -10,16 +10,32 @@ are that mixture [Wortsman2022].
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.optimize import LinearConstraint, minimize
+from torch import Tensor
 
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.weights import FusionWeights
 from fusetune.tasks.task import Task
 
 BLOCK = 1 << 21  # predictions that are mixed at once; 8 MB
+
+ITERATIONS = 200
+TOLERANCE = 1e-10
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A task whose loss can be computed, with its gradient, from predictions."""
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each of n examples, `n`, from predictions `n x c`."""
+        ...
 
 
 class Ensemble:
@@ -43,19 +59,60 @@ class Ensemble:
         self._flat = np.where(self._broken[:, None], np.float32(0.0), flat)
 
     @classmethod
-    def of(cls, evaluator: Evaluator, k: int) -> Ensemble:
+    def of(cls, evaluator: Evaluator, k: int, members: Sequence[int] | None = None) -> Ensemble:
         """The ensemble of the k members, each of which is evaluated.
+
+        Args:
+            evaluator: Of the split.
+            k: Number of members.
+            members: Those that can be evaluated, at least one; the predictions of the others
+                count as not finite. All of them if None.
 
         Raises:
             StageError: If the evaluator's score knows no task.
         """
         scorer = evaluator.scorer("The ensemble of the members' predictions")
-        predictions = []
-        for i in range(k):
+        found = {}
+        for i in range(k) if members is None else members:
             outputs = evaluator(FusionWeights.one_hot(i, k)).outputs
             assert outputs is not None  # a Scorer always gives them
-            predictions.append(outputs.predictions)
-        return cls(np.stack(predictions), scorer.encoded.labels, scorer.task)
+            found[i] = outputs.predictions
+        nothing = np.full_like(next(iter(found.values())), np.nan)
+        predictions = np.stack([found.get(i, nothing) for i in range(k)])
+        return cls(predictions, scorer.encoded.labels, scorer.task)
+
+    def minimiser(self) -> NDArray[np.float64] | None:
+        """The mixture with the lowest loss, `k`; None if the task's loss has no gradient.
+
+        Cross entropy and squared error of a mixture are convex in w: the minimum is global,
+        and found by sequential quadratic programming [Kraft1988]. Members whose
+        predictions are not finite get no weight; None if there are no others.
+        """
+        usable = np.flatnonzero(~self._broken)
+        if len(usable) == 0 or not isinstance(self.task, Differentiable):
+            return None
+        losses = self.task.losses
+        z = torch.as_tensor(self._flat[usable], dtype=torch.float64)
+        labels = torch.as_tensor(self.labels)
+
+        def loss(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            point = torch.tensor(w, dtype=torch.float64, requires_grad=True)
+            value = losses((point @ z).view(self._n, self._c), labels).mean()
+            (gradient,) = torch.autograd.grad(value, point)
+            return value.item(), gradient.numpy()
+
+        found = minimize(
+            loss,
+            np.full(len(usable), 1.0 / len(usable)),
+            jac=True,
+            method="SLSQP",
+            bounds=[(0.0, 1.0)] * len(usable),
+            constraints=LinearConstraint(np.ones(len(usable)), 1.0, 1.0),
+            options={"maxiter": ITERATIONS, "ftol": TOLERANCE},
+        ).x
+        weights = np.zeros(len(self.predictions))
+        weights[usable] = np.maximum(found, 0.0)
+        return np.asarray(weights / weights.sum())
 
     def predict(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Every objective by name, `b` values each, natural sign.

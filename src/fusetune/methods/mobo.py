@@ -6,11 +6,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from fusetune.evaluation.ensemble import Ensemble
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.scorer import Scorer
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
-from fusetune.methods.search import search
+from fusetune.methods.search import MOBO, search, study_name
+from fusetune.optimization.prior import LEAST_CORRELATION, MakePrior, Prior
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
 
@@ -23,13 +31,58 @@ def mobo(
     seed: int,
     loop: Loop,
     origin: Origin | None = None,
+    prior: bool = True,
 ) -> FusionResult:
     """The w with the best primary metric among all that the search evaluated [Jang2024].
 
-    The search starts with every member, the uniform average and the steps of the greedy
+    The search takes in every member, the uniform average and the steps of the greedy
     soup, so that the result is never worse on the evaluator's split than `finetune`, `swa`
-    or `greedy`, provided that the budget reaches that far (2 k evaluations always do).
+    or `greedy`, provided that the budget reaches that far (2 k evaluations always do
+    without the prior, and 3 k with it).
+
+    Args:
+        pool: The k members.
+        evaluator: f(w) on the validation split.
+        budget: Trials in all.
+        seed: The only source of randomness.
+        loop: Storage and executor.
+        prior: Whether the mixture of the members' predictions may be the mean function of
+            the surrogates. It is not where the evaluator knows no task, and it is given up
+            where it does not predict, which `details["notes"]` then says.
     """
     k = len(pool)
-    sampler = FusionSampler(k, evaluator.objectives, seed=seed)
-    return search("mobo", sampler, evaluator, k=k, budget=budget, loop=loop)
+    make = ensemble_prior(evaluator, k) if prior else None
+    sampler = FusionSampler(k, evaluator.objectives, seed=seed, prior=make)
+    result = search(MOBO, sampler, evaluator, k=k, budget=budget, loop=loop)
+    study = loop.find(study_name(MOBO))
+    assert study is not None  # it has just been run
+    notes = _notes(sampler, study.get_trials(deepcopy=False))
+    details = {**result.details, "notes": notes} if notes else result.details
+    return dataclasses.replace(result, details=details)
+
+
+def ensemble_prior(evaluator: Evaluator, k: int) -> MakePrior | None:
+    """What the ensemble of those members that can be evaluated says of every w.
+
+    None if the evaluator's score knows no task, and so no predictions. Members are taken
+    from the evaluator's store, where their own evaluations are.
+    """
+    if not isinstance(evaluator.score, Scorer):
+        return None
+
+    def make(members: tuple[int, ...]) -> Prior:
+        ensemble = Ensemble.of(evaluator, k, members)
+        lowest = ensemble.minimiser()
+        return Prior(ensemble.predict, np.empty((0, k)) if lowest is None else lowest[None])
+
+    return make
+
+
+def _notes(sampler: FusionSampler, trials: list[FrozenTrial]) -> list[str]:
+    """What is to be said of objectives for which the prior was given up."""
+    return [
+        f"The ensemble of the members does not predict {name} of their averages (rank "
+        f"correlation {found:.2f}, less than {LEAST_CORRELATION:g}): mobo searched without it."
+        for name, found in sampler.correlations(trials).items()
+        if found < LEAST_CORRELATION
+    ]

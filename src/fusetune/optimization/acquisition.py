@@ -2,8 +2,6 @@
 
 Notation: n points, d coordinates, m objectives; X: `n x d`, values to be maximised.
 
-.. [Daulton2021] S. Daulton et al. Parallel Bayesian Optimization of Multiple Noisy
-   Objectives with Expected Hypervolume Improvement. NeurIPS 2021.
 .. [Ament2023] S. Ament et al. Unexpected Improvements to Expected Improvement for Bayesian
    Optimization. NeurIPS 2023.
 .. [Srinivas2010] N. Srinivas et al. Gaussian Process Optimization in the Bandit Setting: No
@@ -20,8 +18,6 @@ from typing import Literal
 import torch
 from botorch.acquisition.logei import qLogNoisyExpectedImprovement
 from botorch.acquisition.monte_carlo import qUpperConfidenceBound
-from botorch.acquisition.multi_objective import logei
-from botorch.acquisition.multi_objective.utils import prune_inferior_points_multi_objective
 from botorch.models.model import Model
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
@@ -67,35 +63,6 @@ def single_objective(
         return bound
     improvement: Acquisition = qLogNoisyExpectedImprovement(
         model, X, sampler=sampler, X_pending=pending, prune_baseline=True
-    )
-    return improvement
-
-
-def hypervolume_improvement(
-    model: Model, X: Tensor, *, pending: Tensor | None, samples: int, seed: int
-) -> Acquisition:
-    """Log noisy expected hypervolume improvement ([Daulton2021]_, [Ament2023]_).
-
-    Args:
-        model: m ≥ 2 outputs, scaled so that the reference point is the origin.
-        X: `n x d`; points evaluated.
-        pending: `p x d`; points under evaluation, whose values are not known yet.
-        samples: Posterior samples.
-        seed: Of the samples.
-    """
-    # BoTorch would compile a C++ kernel here, on the user's machine and under a lock that a
-    # killed process leaves locked for ever. It saves less than it can cost.
-    if hasattr(logei, "_load_attempted"):
-        logei._load_attempted = True
-    origin = torch.zeros(model.num_outputs, dtype=X.dtype)
-    improvement: Acquisition = logei.qLogNoisyExpectedHypervolumeImprovement(
-        model,
-        ref_point=origin,
-        X_baseline=prune_inferior_points_multi_objective(
-            model, X, ref_point=origin, num_samples=128
-        ),
-        sampler=SobolQMCNormalSampler(torch.Size([samples]), seed=seed),
-        X_pending=pending,
     )
     return improvement
 

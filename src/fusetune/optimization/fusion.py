@@ -6,24 +6,29 @@ Y: `n x m`, to be maximised. Both float64.
 Dividing k numbers in [0, 1] by their sum, the usual trick, gives the surrogate a direction
 along which nothing changes. Here candidates are points of the simplex, the surrogate
 sees w, and refinement moves along the simplex.
-
-.. [Kivinen1997] J. Kivinen, M. K. Warmuth. Exponentiated Gradient versus Gradient Descent
-   for Linear Predictors. Information and Computation 132, 1997.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from botorch.models.model_list_gp_regression import ModelListGP
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fusetune.optimization import acquisition, pareto, simplex, surrogate
-from fusetune.optimization.acquisition import Acquisition, Name
+from fusetune.optimization import improvement, pareto, process, simplex
 from fusetune.optimization.pareto import Values
+from fusetune.optimization.process import Process
 from fusetune.optimization.simplex import Points
+
+MeanFunction = Callable[[Points], Values]
+"""`b x k` points → `b x m`, what is expected of them, to be maximised; NaN: no point to try."""
+
+REACH = 0.75
+"""Share of its steps' length that each round of the refinement keeps for the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +39,18 @@ class Settings:
         kernel: Of the surrogate.
         acquisition: Of a single objective; several take the hypervolume improvement.
         candidates: Points that are screened.
-        samples: Posterior samples of the acquisition function; a quarter from 3 objectives
-            on, where the front of every sample costs far more.
-        starts: Screened points that are refined.
-        steps: Gradient steps of the refinement.
+        starts: Best points that are refined.
+        rounds: Of the refinement.
+        moves: Points that are tried in every round.
         apart: Least L1 distance of a suggestion from every evaluated point.
     """
 
-    kernel: surrogate.Kernel = "matern"
-    acquisition: Name = "logei"
-    candidates: int = 512
-    samples: int = 32
+    kernel: process.Kernel = "matern"
+    acquisition: Literal["ei", "ucb"] = "ei"
+    candidates: int = 1024
     starts: int = 6
-    steps: int = 20
+    rounds: int = 12
+    moves: int = 96
     apart: float = 1e-3
 
 
@@ -57,12 +61,14 @@ def suggest(
     seed: int | tuple[int, ...],
     pending: Points | None = None,
     avoid: Points | None = None,
+    mean: MeanFunction | None = None,
+    starts: Points | None = None,
     settings: Settings | None = None,
 ) -> Points:
     """The w whose evaluation promises most, `k`; a pure function of its arguments.
 
-    One Gaussian process per objective; log noisy expected hypervolume improvement, or for a
-    single objective what the settings name; screened over points of the whole
+    One Gaussian process per objective; expected hypervolume improvement, or for a single
+    objective what the settings name, in closed form; screened over points of the whole
     simplex and around the front, then refined.
 
     Args:
@@ -70,8 +76,12 @@ def suggest(
         Y: `n x m`; their values, finite, to be maximised. Reference point and scales come
             from the single members among them, or from all rows if there are none.
         seed: Of every random choice.
-        pending: `p x k`; points under evaluation, whose values are not known yet.
-        avoid: `a x k`; further points that must not be suggested, as their evaluation failed.
+        pending: `p x k`; points under evaluation, whose values are not known yet. They count
+            with what the processes expect of them.
+        avoid: `a x k`; further points that must not be suggested, as their evaluation
+            failed. A member among them gets no weight at all.
+        mean: The processes' mean function, in the units of Y; constant if None.
+        starts: `s x k`; points around which to search, beside the front.
         settings: How thoroughly to search.
 
     Raises:
@@ -79,25 +89,39 @@ def suggest(
     """
     settings = settings or Settings()
     rng = np.random.default_rng(seed)
-    nothing = np.empty((0, W.shape[1]))
-    pending = nothing if pending is None else pending
-    taken = np.vstack([W, pending, nothing if avoid is None else avoid])
+    k = W.shape[1]
+    pending, avoid, starts = (
+        np.empty((0, k)) if points is None else points for points in (pending, avoid, starts)
+    )
+    taken = np.vstack([W, pending, avoid])
+    broken = avoid[avoid.max(axis=1, initial=0.0) == 1.0].any(axis=0)
     scaled = scale(W, Y)
+    promise = _Promise(W, Y, scaled, pending, mean, settings)
 
     def fresh(points: Points) -> Points:
+        points = np.where(broken, 0.0, points)
+        points = points[points.sum(axis=1) > 0.0]
         points = simplex.without_negligible(points)
         return points[simplex.distance_to_nearest(points, taken) > settings.apart]
 
-    pool = fresh(_candidates(W[pareto.front(scaled)], settings.candidates, rng))
+    centres = np.vstack([W[pareto.front(scaled)], starts])
+    pool = fresh(np.vstack([starts, _candidates(centres, settings.candidates, rng)]))
     if len(pool) == 0:  # one member: the simplex is a point
         return np.asarray(W[0])
-    with acquisition.reproducible(int(rng.integers(2**31))):
-        X = torch.as_tensor(W)
-        model = surrogate.fit(X, torch.as_tensor(scaled), settings.kernel)
-        promise = _acquisition(model, X, pending, settings, int(rng.integers(2**31)))
-        screened = _best_first(promise, pool)[: settings.starts]
-        refined = fresh(_refine(promise, screened, settings.steps))
-        return np.asarray(_best_first(promise, np.vstack([refined, screened[:1]]))[0])
+    values = promise(pool)
+    for round_ in range(settings.rounds):
+        best = np.argsort(-values, kind="stable")[: settings.starts]
+        pool, values = pool[best], values[best]
+        reach = REACH**round_
+        moved = fresh(_moves(pool, centres, settings.moves, reach, rng))
+        pool, values = np.vstack([pool, moved]), np.concatenate([values, promise(moved)])
+    return np.asarray(pool[int(values.argmax())])
+
+
+def axes(W: Points, Y: Values) -> tuple[Values, Values]:
+    """Reference point and unit of every objective, from the members where they are known."""
+    members = W.max(axis=1) == 1.0
+    return pareto.reference_point(Y[members] if members.any() else Y)
 
 
 def scale(W: Points, Y: Values) -> Values:
@@ -106,29 +130,71 @@ def scale(W: Points, Y: Values) -> Values:
     Values more than one range below the reference are drawn up to there: how bad a useless
     point is does not matter, and would flatten the surrogate everywhere else.
     """
-    members = W.max(axis=1) == 1.0
-    reference, span = pareto.reference_point(Y[members] if members.any() else Y)
+    reference, span = axes(W, Y)
     return np.asarray(np.maximum((Y - reference) / span, -1.0))
 
 
-def _acquisition(
-    model: ModelListGP, X: Tensor, pending: Points, settings: Settings, seed: int
-) -> Acquisition:
-    waiting = torch.as_tensor(pending) if len(pending) else None
-    if model.num_outputs == 1:
-        return acquisition.single_objective(
-            model,
-            X,
-            name=settings.acquisition,
-            pending=waiting,
-            samples=settings.samples,
-            seed=seed,
-        )
-    few = model.num_outputs > 2
-    samples = max(8, settings.samples // 4) if few else settings.samples
-    return acquisition.hypervolume_improvement(
-        model, X, pending=waiting, samples=samples, seed=seed
-    )
+class _Promise:
+    """The acquisition function of one suggestion."""
+
+    def __init__(
+        self,
+        W: Points,
+        Y: Values,
+        scaled: Values,
+        pending: Points,
+        mean: MeanFunction | None,
+        settings: Settings,
+    ) -> None:
+        self._mean = mean
+        self._reference, self._span = axes(W, Y)
+        X, y = torch.as_tensor(W), torch.as_tensor(scaled)
+        prior = self._prior(W)
+        if prior is not None:  # where the prior says nothing, it is taken to be right
+            prior = torch.where(prior.isnan(), y, prior)
+        self._processes = process.fit(X, y, settings.kernel, prior)
+        self._single = settings.acquisition if Y.shape[1] == 1 else ""
+        if len(pending):
+            believed, _ = self._predict(pending)
+            X, y = torch.cat([X, torch.as_tensor(pending)]), torch.cat([y, believed])
+            if prior is not None:
+                more = self._prior(pending)
+                assert more is not None
+                prior = torch.cat([prior, torch.where(more.isnan(), believed, more)])
+            self._processes = [
+                Process(X, y[:, j], p.hyperparameters, p.kernel, process.column(prior, j))
+                for j, p in enumerate(self._processes)
+            ]
+        self._best = y.max(dim=0).values
+        self._gain = None if self._single else improvement.HypervolumeImprovement(y)
+
+    def __call__(self, points: Points) -> NDArray[np.float64]:
+        """`b` values, higher is better."""
+        if len(points) == 0:
+            return np.empty(0)
+        mean, deviation = self._predict(points)
+        if self._gain is not None:
+            value = self._gain(mean, deviation)
+        elif self._single == "ucb":
+            value = improvement.upper_bound(mean, deviation)[:, 0]
+        else:
+            value = improvement.expected_improvement(mean, deviation, self._best)[:, 0]
+        return np.asarray(torch.nan_to_num(value, nan=-torch.inf).numpy())
+
+    def _prior(self, points: Points) -> Tensor | None:
+        if self._mean is None:
+            return None
+        values = (self._mean(points) - self._reference) / self._span
+        return torch.as_tensor(np.maximum(values, -1.0))  # as in `scale`
+
+    def _predict(self, points: Points) -> tuple[Tensor, Tensor]:
+        X, prior = torch.as_tensor(points), self._prior(points)
+        r = process.distances(X, self._processes[0].W, exact=False)
+        parts = [
+            p.predict(X, process.column(prior, j), r) for j, p in enumerate(self._processes)
+        ]
+        mean = torch.stack([m for m, _ in parts], dim=1)
+        return mean, torch.stack([v for _, v in parts], dim=1).sqrt()
 
 
 def _candidates(optimal: Points, n: int, rng: np.random.Generator) -> Points:
@@ -147,28 +213,30 @@ def _candidates(optimal: Points, n: int, rng: np.random.Generator) -> Points:
     )
 
 
-def _best_first(promise: Acquisition, points: Points) -> Points:
-    values = acquisition.values(promise, torch.as_tensor(points)).numpy()
-    return np.asarray(points[np.argsort(-values, kind="stable")])
+def _moves(
+    points: Points, others: Points, n: int, reach: float, rng: np.random.Generator
+) -> Points:
+    """Draw n points near the given ones, best first, at most `reach` of the way to somewhere.
 
-
-def _refine(promise: Acquisition, points: Points, steps: int) -> Points:
-    """Each point moved uphill along the simplex; the best place each has seen.
-
-    Exponentiated gradient [Kivinen1997]_, w ← w · exp(η g) normalised, with g centred
-    and scaled to length one, and η falling from 1 to 0.02. A weight of zero stays zero.
+    A quarter each: weights multiplied by random factors; weight carried from one member to
+    another; a step towards, and one away from, another good point.
     """
-    w = torch.as_tensor(points).clone()
-    best, best_value = w.clone(), torch.full((len(w),), -torch.inf, dtype=w.dtype)
-    for eta in np.geomspace(1.0, 0.02, steps):
-        w.requires_grad_(True)
-        value = promise(w.unsqueeze(-2))
-        (gradient,) = torch.autograd.grad(value.sum(), w)
-        w, value = w.detach(), value.detach()
-        better = value > best_value
-        best[better], best_value[better] = w[better], value[better]
-        centred = gradient - (w * gradient).sum(-1, keepdim=True)
-        length = (w.sqrt() * centred).norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        w = w * torch.exp((eta * centred / length).clamp(-5.0, 5.0))
-        w = w / w.sum(-1, keepdim=True)
-    return np.asarray(best.numpy())
+    quarter = n // 4
+    base = points[(rng.random(4 * quarter) ** 2 * len(points)).astype(int)]
+    step = reach * np.exp(rng.uniform(np.log(0.02), 0.0, size=(4 * quarter, 1)))
+    a, b, c, d = np.split(base, 4)
+    sa, sb, sc, sd = np.split(step, 4)
+    k = points.shape[1]
+    scaled = a * np.exp(2.0 * sa * rng.normal(size=a.shape))
+    rows = np.arange(quarter)
+    source = (b * rng.random(b.shape)).argmax(axis=1)
+    target = rng.integers(k, size=quarter)
+    carried = b.copy()
+    amount = sb[:, 0] * b[rows, source]
+    carried[rows, source] -= amount
+    carried[rows, target] += amount
+    all_ = np.vstack([points, others])
+    towards = c + sc * (all_[rng.integers(len(all_), size=quarter)] - c)
+    away = np.maximum(d - sd * (all_[rng.integers(len(all_), size=quarter)] - d), 0.0)
+    moved = np.vstack([scaled, carried, towards, away])
+    return np.asarray(moved / moved.sum(axis=1, keepdims=True))

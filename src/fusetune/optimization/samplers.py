@@ -18,6 +18,8 @@ from fusetune.optimization import fusion, hyperparameters, pareto, simplex
 from fusetune.optimization.acquisition import Name
 from fusetune.optimization.cube import Cube
 from fusetune.optimization.greedy import GreedySoup, Subset
+from fusetune.optimization.pareto import Values
+from fusetune.optimization.prior import MakePrior, Prior
 from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
 from fusetune.optimization.simplex import Points
 
@@ -29,6 +31,9 @@ __all__ = [
     "weight_names",
     "weights_of",
 ]
+
+SAME = 1e-3
+"""L1 distance below which two points are the same."""
 
 _NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeError
 
@@ -107,7 +112,9 @@ class FusionSampler(RecordingSampler):
     """Proposes w, parameters w0 … w(k−1) that sum to 1, in this order:
 
     every single member; the uniform average; the averages that the greedy soup asks for, so
-    that the search knows what it has to surpass; then what `fusion.suggest` finds.
+    that the search knows what it has to surpass; then what `fusion.suggest` finds. With a
+    prior, the points that it names come after the uniform average, and the steps of the
+    greedy soup take turns with the model's points, which are good from the start then.
 
     Args:
         k: Number of members.
@@ -116,6 +123,10 @@ class FusionSampler(RecordingSampler):
         settings: How to search.
         primary_only: Whether the primary objective alone is searched for; the others are
             then recorded and nothing more.
+        prior: Makes the prior from the indices of the members that were evaluated without
+            failing, one or more; asked for once that is known of all of them. The prior
+            is given up, objective by objective, where it does not predict; see
+            `prior.Prior.correlations`.
     """
 
     def __init__(
@@ -126,12 +137,15 @@ class FusionSampler(RecordingSampler):
         seed: int,
         settings: fusion.Settings | None = None,
         primary_only: bool = False,
+        prior: MakePrior | None = None,
     ) -> None:
         super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
         self.k = k
         self.objectives = tuple(objectives)
         self.settings = settings
         self.primary_only = primary_only
+        self._make_prior = prior
+        self._priors: dict[tuple[int, ...], Prior] = {}
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
         """The first starting point that no trial has taken, or else the model's point."""
@@ -141,17 +155,49 @@ class FusionSampler(RecordingSampler):
         failed = _weights([t for t in known if t.state == TrialState.FAIL], self.k)
         W = _weights(done, self.k)
         Y = self._values(done)
-        taken = {simplex.subset_of(w) for w in np.vstack([W, pending, failed])}
+        everywhere = np.vstack([W, pending, failed])
+        subsets = [simplex.subset_of(w) for w in everywhere]
 
-        start = next((s for s in self._starts() if s not in taken), None)
-        if start is None:
-            start = self._greedy(W, Y, failed)
-            if start is not None and start in taken:  # under evaluation at this moment
-                start = None
+        start = next((s for s in self._starts() if s not in subsets), None)
         if start is not None:
-            origin = {1: "member", self.k: "uniform"}.get(len(start), "greedy")
+            origin = "member" if len(start) == 1 else "uniform"
             return Proposal(_params(simplex.uniform_over(start, self.k)), origin)
-        return self._model(number, W, Y, pending, failed)
+        prior = self.prior(known)
+        for w in prior.usable_starts() if prior is not None else ():
+            if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
+                return Proposal(_params(w), "prior")
+        averages = sum(s is not None for s in subsets) - len(self._starts())
+        if prior is None or averages <= subsets.count(None):
+            soup = self._greedy(W, Y, failed)
+            if soup is not None and soup not in subsets:  # else under evaluation right now
+                return Proposal(_params(simplex.uniform_over(soup, self.k)), "greedy")
+        return self._model(number, W, Y, pending, failed, prior)
+
+    def prior(self, trials: Sequence[FrozenTrial]) -> Prior | None:
+        """The prior after these trials; None without one, and before all members are known."""
+        if self._make_prior is None:
+            return None
+        asked = {simplex.subset_of(w) for w in _weights(trials, self.k)}
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        waiting = [t for t in trials if not t.state.is_finished()]
+        W, pending = _weights(done, self.k), _weights(waiting, self.k)
+        found = tuple(i for i in range(self.k) if (W[:, i] == 1.0).any())
+        late = (pending.max(axis=1, initial=0.0) == 1.0).any()
+        if not found or late or not asked.issuperset(self._starts()[: self.k]):
+            return None
+        if found not in self._priors:
+            self._priors[found] = self._make_prior(found)
+        return self._priors[found]
+
+    def correlations(self, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+        """How well the prior ranks each objective (`Prior.correlations`); empty without one."""
+        known = [t for t in trials if self.space.keys() <= t.params.keys()]
+        prior = self.prior(known)
+        if prior is None:
+            return {}
+        done = [t for t in known if t.state == TrialState.COMPLETE]
+        found = prior.correlations(_weights(done, self.k), self._values(done), self.objectives)
+        return {o.name: r for o, r in zip(self.objectives, found, strict=True)}
 
     def _starts(self) -> list[Subset]:
         everybody = frozenset(range(self.k))
@@ -174,16 +220,31 @@ class FusionSampler(RecordingSampler):
         return GreedySoup(members).next_candidate(averages)
 
     def _model(
-        self, number: int, W: Points, Y: NDArray[np.float64], pending: Points, failed: Points
+        self,
+        number: int,
+        W: Points,
+        Y: Values,
+        pending: Points,
+        failed: Points,
+        prior: Prior | None,
     ) -> Proposal:
         seed = (self.seed, number)
         fallback = ""
+        objectives = self.objectives
         if self.primary_only:
-            Y = Y[:, [pareto.primary_index(self.objectives)]]
+            primary = pareto.primary_index(objectives)
+            objectives, Y = (objectives[primary],), Y[:, [primary]]
         if len(W) >= 2:
             try:
                 w = fusion.suggest(
-                    W, Y, seed=seed, pending=pending, avoid=failed, settings=self.settings
+                    W,
+                    Y,
+                    seed=seed,
+                    pending=pending,
+                    avoid=failed,
+                    mean=None if prior is None else prior.mean(W, Y, objectives),
+                    starts=None if prior is None else prior.usable_starts(),
+                    settings=self.settings,
                 )
                 return Proposal(_params(w), "model")
             except _NUMERICAL as error:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fusetune.objective import LOSS, Objective
-from fusetune.optimization import fusion, simplex, surrogate
+from fusetune.optimization import fusion, process, simplex
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.pareto import (
     MARGIN,
@@ -95,11 +95,10 @@ def posterior(W: Points, Y: Values, objectives: Sequence[Objective]) -> int:
     """
     primary = primary_index(objectives)
     X = torch.as_tensor(W)
-    model = surrogate.fit(X, torch.as_tensor(fusion.scale(W, Y)[:, [primary]]))
-    with torch.no_grad():
-        mean = model.posterior(X).mean.squeeze(-1).numpy()
+    (model,) = process.fit(X, torch.as_tensor(fusion.scale(W, Y)[:, [primary]]))
+    mean, _ = model.predict(X)
     smoothed = Y.copy()
-    smoothed[:, primary] = mean
+    smoothed[:, primary] = mean.numpy()
     return best(smoothed, objectives)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 Points = NDArray[np.float64]
 
@@ -101,5 +102,4 @@ def distance_to_nearest(points: Points, others: Points) -> Points:
     """
     if len(others) == 0:
         return np.full(len(points), np.inf)
-    nearest = [np.abs(others - point).sum(axis=1).min() for point in points]
-    return np.array(nearest, dtype=np.float64)
+    return np.asarray(cdist(points, others, "cityblock").min(axis=1))

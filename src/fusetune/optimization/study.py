@@ -10,66 +10,35 @@ that a dead process has left RUNNING is taken up again under the same number.
 
 from __future__ import annotations
 
-import errno
 import functools
-import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import optuna
-from optuna import Study, Trial, TrialPruned
+from optuna import Study, Trial
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from fusetune.errors import FusetuneError, NoResultError, RunError, StageError
-from fusetune.executors.executor import Executor, Outcome
+from fusetune.errors import NoResultError, RunError
+from fusetune.executors.executor import Executor
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import Objective
-from fusetune.optimization.storage import disk_full, open_storage, quiet, storing
+from fusetune.optimization.storage import open_storage, quiet, storing
+from fusetune.optimization.telling import REASON, Finished, Pruned, tell
 
 __all__ = ["Finished", "Loop", "Pruned", "Report", "open_storage"]
 
-logger = logging.getLogger(__name__)
-
 P = TypeVar("P")
-
-REASON = "reason"
-"""User attribute of a failed trial: the error's type and message."""
 
 HOPELESS = 5
 """So many trials that all failed, and none that did not, end a search."""
 
 Report = Callable[[int, float], bool]
 """`report(step, value)`: hand in an intermediate value; whether to stop the trial now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What a completed evaluation says.
-
-    Attributes:
-        values: At least the study's objectives by name, natural sign.
-        attributes: Whatever else is to be kept with the trial; JSON types.
-    """
-
-    values: Mapping[str, float]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """What an evaluation says that stopped because `report` had told it to.
-
-    Attributes:
-        attributes: Whatever is to be kept with the trial; JSON types.
-    """
-
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 Evaluate = Callable[[P, int, Report], Finished | Pruned]
@@ -158,7 +127,7 @@ class Loop:
             outcome = self.executor.next_done()
             trial = active.pop(outcome.number)
             with storing():
-                told = _tell(study, trial, outcome, objectives)
+                told = tell(study, trial, outcome, objectives)
             finished += 1
             if self.on_trial is not None:
                 self.on_trial(study, told)
@@ -240,47 +209,6 @@ def _report(trial: Trial, resumed_from: int, step: int, value: float) -> bool:
 
 def _last_step(trial: Trial) -> int:
     return max(trial._cached_frozen_trial.intermediate_values, default=-1)
-
-
-def _tell(
-    study: Study, trial: Trial, outcome: Outcome, objectives: Sequence[Objective]
-) -> FrozenTrial:
-    state, values, attributes = _verdict(outcome, objectives)
-    if state == TrialState.FAIL:
-        logger.warning("trial %d failed: %s", trial.number, attributes[REASON])
-        logger.debug("trial %d", trial.number, exc_info=outcome.error)
-    for key, value in attributes.items():
-        trial.set_user_attr(key, value)
-    with quiet():
-        return study.tell(trial, values, state)
-
-
-def _verdict(
-    outcome: Outcome, objectives: Sequence[Objective]
-) -> tuple[TrialState, list[float] | None, Mapping[str, Any]]:
-    """State, values and attributes of a trial; raises what should end the loop."""
-    error, result = outcome.error, outcome.value
-    if isinstance(error, TrialPruned):
-        return TrialState.PRUNED, None, {}
-    if error is not None:
-        if isinstance(error, FusetuneError) and not isinstance(error, StageError):
-            raise error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise disk_full(error)
-        return TrialState.FAIL, None, {REASON: f"{type(error).__name__}: {error}"[:1000]}
-    if isinstance(result, Pruned):
-        return TrialState.PRUNED, None, result.attributes
-    if not isinstance(result, Finished):
-        raise TypeError(f"An evaluation must return Finished or Pruned; got {result!r}.")
-    values = [float(result.values[o.name]) for o in objectives]
-    bad = [
-        f"{o.name} is {v}"
-        for o, v in zip(objectives, values, strict=True)
-        if not math.isfinite(v)
-    ]
-    if bad:
-        return TrialState.FAIL, None, {**result.attributes, REASON: ", ".join(bad)}
-    return TrialState.COMPLETE, values, result.attributes
 
 
 def _count_finished(study: Study) -> int:

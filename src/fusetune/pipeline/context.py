@@ -151,6 +151,10 @@ class Context:
         found = self.loop().find(study)
         return [] if found is None else found.get_trials(deepcopy=False)
 
+    def method_options(self, name: str) -> dict[str, Any]:
+        """What the recipe sets of one method's own options."""
+        return {"prior": self.recipe.fuse.prior} if name == "mobo" else {}
+
     def close(self) -> None:
         """Release the executor, if it was ever needed."""
         if "executor" in self.__dict__:

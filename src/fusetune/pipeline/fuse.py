@@ -137,6 +137,7 @@ def _run_method(
             seed=recipe.seed,
             loop=context.loop(_show(bar, evaluator)),
             origin=context.origin,
+            **context.method_options(name),
         )
         bar.update(result.evaluations, result.evaluations)
     if name == recipe.fuse.sampler:

@@ -187,6 +187,7 @@ class _Evaluate:
             seed=recipe.seed,
             loop=Loop.in_memory(),
             origin=self.context.origin,
+            **self.context.method_options(self._method),
         )
         attributes = {
             LOSS.name: result.values[LOSS.name],

@@ -21,7 +21,8 @@ from fusetune.members.disk import full_disk_is_an_error, write_json
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.samplers import HyperparameterSampler
-from fusetune.optimization.study import REASON, Loop
+from fusetune.optimization.study import Loop
+from fusetune.optimization.telling import REASON
 from fusetune.pipeline.agreement import FILE, subject
 from fusetune.pipeline.context import Context, distributions
 from fusetune.pipeline.display import Bar, Display, log_to

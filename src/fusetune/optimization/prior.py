@@ -1,0 +1,104 @@
+"""What is known of f(w) before θ̄(w) is evaluated: a mean function, and points to start with.
+
+Notation: n evaluated points, b points, k members, m objectives; W: `n x k`, Y: `n x m`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from fusetune.objective import Objective
+from fusetune.optimization import simplex
+from fusetune.optimization.pareto import Values
+from fusetune.optimization.simplex import Points
+
+LEAST_POINTS = 5
+"""So many averages have to be evaluated before a prior is judged by them."""
+
+LEAST_CORRELATION = 0.2
+"""Rank correlation below which a prior is given up."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Predicts the objectives of any w, at next to no cost.
+
+    Attributes:
+        predict: `b x k` weights → objectives by name, `b` values each, natural sign; NaN
+            where nothing can be said. A pure function. Objectives may be missing.
+        starts: `s x k`; points that promise much by the prior alone.
+    """
+
+    predict: Callable[[Points], Mapping[str, NDArray[np.float64]]]
+    starts: Points
+
+    def values(self, points: Points, objectives: Sequence[Objective]) -> Values:
+        """The predictions as `b x m`, to be maximised; 0 for objectives that are missing."""
+        found = self.predict(points)
+        nothing = np.zeros(len(points))
+        return np.column_stack([o.sign * found.get(o.name, nothing) for o in objectives])
+
+    def usable_starts(self) -> Points:
+        """The starts of which something can be said."""
+        starts = simplex.without_negligible(np.asarray(self.starts, dtype=np.float64))
+        if len(starts) == 0:
+            return starts
+        values = np.column_stack(list(self.predict(starts).values()))
+        return starts[np.isfinite(values).all(axis=1)]
+
+    def mean(
+        self, W: Points, Y: Values, objectives: Sequence[Objective]
+    ) -> Callable[[Points], Values] | None:
+        """The mean function, to be maximised: `b x k` → `b x m`.
+
+        It is 0 for the objectives that the prior does not rank well (`correlations`); None
+        if those are all.
+        """
+        trusted = [r >= LEAST_CORRELATION for r in self.correlations(W, Y, objectives)]
+        if not any(trusted):
+            return None
+
+        def mean(points: Points) -> Values:
+            return np.where(trusted, self.values(points, objectives), 0.0)
+
+        return mean
+
+    def correlations(
+        self, W: Points, Y: Values, objectives: Sequence[Objective]
+    ) -> list[float]:
+        """Spearman's rank correlation of predicted and observed values, m numbers.
+
+        Over the plain averages of two or more members among the evaluated points: the uniform
+        average and the steps of the greedy soup. Single members say nothing, for there an
+        ensemble is exact, and points that were chosen because of the prior are too much
+        alike to it. An objective that the prior does not know, or takes for constant, has
+        0; one that is constant has 1. With fewer than `LEAST_POINTS` averages all have 1:
+        nothing speaks against the prior yet.
+        """
+        subsets = [simplex.subset_of(w) for w in W]
+        rows = [i for i, s in enumerate(subsets) if s is not None and len(s) > 1]
+        if not rows:
+            return [1.0] * len(objectives)
+        predicted = self.values(W[rows], objectives)
+        finite = np.isfinite(predicted).all(axis=1)
+        predicted, observed = predicted[finite], Y[rows][finite]
+        if len(predicted) < LEAST_POINTS:
+            return [1.0] * len(objectives)
+        return [_spearman(p, y) for p, y in zip(predicted.T, observed.T, strict=True)]
+
+
+MakePrior = Callable[[tuple[int, ...]], Prior]
+"""Indices of the members that were evaluated without failing, one or more → the prior."""
+
+
+def _spearman(predicted: Points, observed: Points) -> float:
+    if np.ptp(observed) == 0.0:
+        return 1.0
+    if np.ptp(predicted) == 0.0:
+        return 0.0
+    return float(np.corrcoef(rankdata(predicted), rankdata(observed))[0, 1])
