@@ -13,7 +13,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
-from fusetune.recipe_sections import ModelSection, Range, Section, TaskSection, Variant
+from fusetune.recipe_sections import (
+    ModelSection,
+    PrefixCacheSection,
+    Range,
+    Section,
+    TaskSection,
+    Variant,
+)
 
 __all__ = ["PROCEDURES", "Recipe", "Variant"]
 
@@ -29,6 +36,10 @@ class SearchSection(Section):
         "best_member", description="best_member, fused, or fused:METHOD (bilevel)."
     )
     variant: Variant | Literal["full"] = "full"
+    prefix_cache: PrefixCacheSection | Literal[False] = Field(
+        default_factory=PrefixCacheSection,
+        description="Activations of frozen layers, shared by trials; a limit in GB, or false.",
+    )
     acquisition: Literal["logei", "ucb"] = "logei"
     pruner: Literal["median", "hyperband", "none"] = "median"
     epochs: float | None = Field(None, gt=0, description="Per trial; train.epochs by default.")
@@ -38,6 +49,14 @@ class SearchSection(Section):
         description="Budget of the inner search of fused; fuse.evaluations by default.",
     )
     space: dict[str, Range] = Field(default_factory=dict)
+
+    @field_validator("prefix_cache", mode="before")
+    @classmethod
+    def _number_is_a_limit(cls, value: object) -> object:
+        if value is True:
+            return {}
+        number = isinstance(value, int | float) and value is not False
+        return {"limit_gb": value} if number else value
 
     @model_validator(mode="after")
     def _space_is_needed(self) -> SearchSection:
@@ -104,6 +123,9 @@ class FuseSection(Section):
     )
     averaging: Literal["auto", "resident", "host", "streaming"] = Field(
         "auto", description="Where members are kept while they are averaged."
+    )
+    racing: bool = Field(
+        False, description="Drop a w as soon as a part of the split shows it dominated."
     )
     methods: list[str] = Field(default_factory=lambda: ["finetune", "swa", "greedy", "mobo"])
     choose: Literal["consensus", "best", "posterior", "knee", "constraint"] = Field(

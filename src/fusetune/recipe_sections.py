@@ -108,3 +108,12 @@ class Variant(Section):
     """A light variant of the model: its first layers and its embeddings do not train."""
 
     freeze_layers: int = Field(ge=1)
+
+
+class PrefixCacheSection(Section):
+    """Kept activations of the frozen layers of a light variant."""
+
+    limit_gb: float = Field(4.0, gt=0, description="Larger caches are not made.")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="float16 takes half the space and rounds."
+    )

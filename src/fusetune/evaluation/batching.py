@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fusetune.tasks.task import Collate, Encoded
 
-CPU_TOKENS = 4096
+CPU_TOKENS = 1024  # a layer's activations stay in a core's own cache
 GPU_TOKENS = 65536
+GPU_MULTIPLE = 8  # what collation pads to; tensor cores like it, a CPU has no use for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class IndexedBatch:
     inputs: dict[str, Tensor]
 
 
-def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+def token_batches(
+    lengths: NDArray[np.int64], budget: int, multiple: int = GPU_MULTIPLE
+) -> list[NDArray[np.int64]]:
     """Rows sorted by length and cut so that a padded batch has at most `budget` tokens.
 
     The order depends on the lengths alone, so that the same split always gives the same
@@ -37,13 +40,14 @@ def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.in
     Args:
         lengths: `n`; tokens per example.
         budget: Padded tokens per batch.
+        multiple: What the longest of a batch is rounded up to.
     """
     order = np.argsort(lengths, kind="stable")[::-1]  # longest first: memory fails early
     batches: list[NDArray[np.int64]] = []
     start = 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        padded = -(-longest // 8) * 8  # collation pads to a multiple of 8
+        padded = -(-longest // multiple) * multiple
         size = max(1, budget // padded)
         batches.append(order[start : start + size])
         start += size
@@ -61,14 +65,32 @@ def prepare(
         device: Where the model is.
         budget: Padded tokens per batch; by kind of device if None.
     """
-    tokens = budget or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    return [
-        IndexedBatch(
-            rows,
-            {
-                name: value.to(device)
-                for name, value in collate([encoded[int(i)] for i in rows]).items()
-            },
-        )
-        for rows in token_batches(encoded.lengths, tokens)
-    ]
+    cpu = device.type == "cpu"
+    tokens = budget or (CPU_TOKENS if cpu else GPU_TOKENS)
+    batches = []
+    for rows in token_batches(encoded.lengths, tokens, 1 if cpu else GPU_MULTIPLE):
+        inputs = collate([encoded[int(i)] for i in rows])
+        if cpu:
+            inputs = trimmed(inputs)
+        batches.append(IndexedBatch(rows, {n: value.to(device) for n, value in inputs.items()}))
+    return batches
+
+
+def trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without the columns that are padding in every row.
+
+    Padding on the left stays: without it, texts would stand at other positions.
+
+    Args:
+        inputs: Padded inputs; those of the attention mask's shape are cut.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return inputs
+    longest = max(1, int(mask.sum(dim=1).max()))
+    if longest == mask.shape[1] or bool(mask[:, longest:].any()):
+        return inputs
+    return {
+        name: value[:, :longest].contiguous() if value.shape == mask.shape else value
+        for name, value in inputs.items()
+    }

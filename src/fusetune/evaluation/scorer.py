@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from fusetune.evaluation.batching import prepare
+from fusetune.evaluation.batching import IndexedBatch, prepare
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.tasks.task import Collate, Encoded, Outputs, Task
 
@@ -56,19 +58,26 @@ class Scorer:
         return Evaluation(values, outputs, time.perf_counter() - started)
 
     def _outputs(self, model: nn.Module) -> Outputs:
-        n = len(self.encoded)
-        loss = np.empty(n, dtype=np.float32)
-        predictions: np.ndarray | None = None
-        lower = self.dtype is not torch.float32
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, self.dtype, enabled=lower),
-        ):
-            for batch in self.batches:
-                part = self.task.outputs(model, batch.inputs)
-                if predictions is None:
-                    predictions = np.empty((n, part.predictions.shape[1]), dtype=np.float32)
-                loss[batch.rows] = part.loss
-                predictions[batch.rows] = part.predictions
+        predictions: NDArray[np.float32] | None = None
+        loss = np.empty(len(self.encoded), dtype=np.float32)
+        for rows, part in self._parts(model, self.batches):
+            if predictions is None:
+                shape = (len(loss), part.predictions.shape[1])
+                predictions = np.empty(shape, dtype=np.float32)
+            loss[rows] = part.loss
+            predictions[rows] = part.predictions
         assert predictions is not None  # splits are never empty
         return Outputs(loss, predictions)
+
+    def _parts(
+        self, model: nn.Module, batches: Sequence[IndexedBatch]
+    ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
+        """Rows and outcomes, batch by batch."""
+        lower = self.dtype is not torch.float32
+        for batch in batches:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, self.dtype, enabled=lower),
+            ):
+                part = self.task.outputs(model, batch.inputs)
+            yield batch.rows, part

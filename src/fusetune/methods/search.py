@@ -9,6 +9,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.racing import Dropped, StagedScorer, race
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionMethod, FusionResult
@@ -18,7 +19,7 @@ from fusetune.optimization.pareto import choose, front
 from fusetune.optimization.recording import ORIGIN, SUGGEST_SECONDS
 from fusetune.optimization.rivals import RivalSampler, ask_box
 from fusetune.optimization.samplers import ask_weights
-from fusetune.optimization.study import Finished, Loop, Report
+from fusetune.optimization.study import Finished, Loop, Pruned, Report
 
 MOBO = "mobo"
 STUDY = "fuse"
@@ -66,11 +67,23 @@ def search(
         ask: A running trial and k → the w to evaluate.
     """
 
-    def evaluate(weights: FusionWeights, number: int, report: Report) -> Finished:
-        evaluation = evaluator(weights)
+    def evaluate(weights: FusionWeights, number: int, report: Report) -> Finished | Pruned:
+        # Starting points get the whole split: the search and its promise rest on them.
+        rivals = _front(loop, method, evaluator) if racing and number >= 2 * k else []
+        evaluation = race(evaluator, weights, rivals)
+        if isinstance(evaluation, Dropped):
+            return Pruned(
+                {
+                    "weights": list(weights.values),
+                    "seconds": evaluation.seconds,
+                    "part": dict(evaluation.values),
+                    "examples": evaluation.examples,
+                }
+            )
         attributes = {"weights": list(weights.values), "seconds": evaluation.seconds}
         return Finished(evaluation.values, attributes)
 
+    racing = isinstance(evaluator.score, StagedScorer)
     study = loop.run(
         study_name(method),
         sampler,
@@ -80,6 +93,20 @@ def search(
         objectives=evaluator.objectives,
     )
     return _result(study, evaluator)
+
+
+def _front(loop: Loop, method: str, evaluator: Evaluator) -> list[FusionWeights]:
+    """The w on the front of the study so far: the same ones after a kill."""
+    study = loop.find(study_name(method))
+    if study is None:
+        return []
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not trials:
+        return []
+    names = [o.name for o in evaluator.objectives]
+    values = [dict(zip(names, t.values, strict=True)) for t in trials]
+    optimal = front(to_maximise(values, evaluator.objectives))
+    return [weights_of(trials[i]) for i in optimal]
 
 
 def rival(name: str) -> FusionMethod:

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from fusetune.errors import RecipeError
 
+RELATIVE = "rel_embeddings"
+
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
@@ -93,14 +95,19 @@ def freeze_layers(model: PreTrainedModel, count: int) -> Frozen:
 
 
 def _embeddings(model: PreTrainedModel, stack: str) -> list[nn.Module]:
-    """What stands before the stack: the embeddings with their norms, the positions' biases."""
+    """What stands before the stack: the embeddings with their norms, dropout and biases."""
     found: list[nn.Module] = [model.get_input_embeddings()]
-    owner = model.get_submodule(stack.rpartition(".")[0])
-    prefixes = [owner]
-    if "." in stack.rpartition(".")[0]:
-        prefixes.append(model.get_submodule(stack.rpartition(".")[0].rpartition(".")[0]))
-    for module in prefixes:
-        found += [child for name, child in module.named_children() if "embed" in name.lower()]
+    owner = stack.rpartition(".")[0]
+    for path in dict.fromkeys((owner, owner.rpartition(".")[0])):
+        for name, child in model.get_submodule(path).named_children():
+            if f"{path}.{name}".lstrip(".") == stack:
+                continue
+            # GPT-2 keeps position table and dropout beside the stack, under other names;
+            # DeBERTa the norm of its relative positions.
+            beside = isinstance(child, nn.Embedding | nn.Dropout) and path == owner
+            relative = name == "LayerNorm" and hasattr(model.get_submodule(path), RELATIVE)
+            if "embed" in name.lower() or beside or relative:
+                found.append(child)
     return found
 
 

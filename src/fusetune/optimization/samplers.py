@@ -152,7 +152,8 @@ class FusionSampler(RecordingSampler):
         known = [t for t in trials if self.space.keys() <= t.params.keys()]
         done = [t for t in known if t.state == TrialState.COMPLETE]
         pending = _weights([t for t in known if t.state == TrialState.RUNNING], self.k)
-        failed = _weights([t for t in known if t.state == TrialState.FAIL], self.k)
+        without_value = (TrialState.FAIL, TrialState.PRUNED)  # neither is asked for again
+        failed = _weights([t for t in known if t.state in without_value], self.k)
         W = _weights(done, self.k)
         Y = self._values(done)
         everywhere = np.vstack([W, pending, failed])

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fusetune.errors import RecipeError
+from fusetune.evaluation.racing import StagedScorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
@@ -31,6 +32,7 @@ from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
 from fusetune.pipeline.display import Display
+from fusetune.pipeline.space import extremes
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
 from fusetune.tasks import find as find_task
@@ -172,7 +174,9 @@ class Context:
     def scorer(self, split: SplitName) -> Scorer:
         """Evaluates models on a split; its batches are made once."""
         if split not in self._scorers:
-            self._scorers[split] = Scorer(
+            racing = self.recipe.fuse.racing and split == "validation"
+            make = StagedScorer if racing else Scorer
+            self._scorers[split] = make(
                 self.task, self.encode(split), self.collate, self.device, DTYPES[self.precision]
             )
         return self._scorers[split]
@@ -226,7 +230,7 @@ class Context:
             shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
             find_blocks(model.config.to_dict(), shapes)
         del model
-        for params in self._extremes():
+        for params in extremes(recipe):
             settings = arguments.build(
                 self.folder.work,
                 self.training_arguments(params),
@@ -250,13 +254,6 @@ class Context:
                 copies += recipe.train.members_each
             require_space(self.folder.path, copies * size)
 
-    def _extremes(self) -> list[dict[str, Any]]:
-        """λ at both ends of the space: what Transformers refuses, it refuses here."""
-        space = self.recipe.search.space if self.recipe.search.trials else {}
-        low = {n: r.choices[0] if r.choices else r.low for n, r in space.items()}
-        high = {n: max(r.choices, key=_size) if r.choices else r.high for n, r in space.items()}
-        return [low, high]
-
 
 def default_name(data: str | Mapping[Any, str]) -> str:
     """What a data set is called when the recipe does not say: its last word.
@@ -267,33 +264,3 @@ def default_name(data: str | Mapping[Any, str]) -> str:
         return re.split(r"[/:\\]", data.rstrip("/"))[-1]
     first = Path(next(iter(data.values()))).absolute()
     return first.parent.name
-
-
-def _size(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def distributions(recipe: Recipe) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The search space as Optuna's distributions.
-
-    Raises:
-        RecipeError: If Optuna refuses one.
-    """
-    space: dict[str, optuna.distributions.BaseDistribution] = {}
-    for name, item in recipe.search.space.items():
-        low, high = item.low, item.high
-        try:
-            if item.choices is not None:
-                space[name] = optuna.distributions.CategoricalDistribution(item.choices)
-            elif isinstance(low, int) and isinstance(high, int):
-                step = int(item.step) if item.step else 1
-                space[name] = optuna.distributions.IntDistribution(low, high, item.log, step)
-            else:
-                assert low is not None
-                assert high is not None
-                space[name] = optuna.distributions.FloatDistribution(
-                    float(low), float(high), item.log, item.step
-                )
-        except ValueError as error:
-            raise RecipeError(f"search.space.{name}: {error}") from error
-    return space

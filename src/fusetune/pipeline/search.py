@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from fusetune.objective import LOSS, Objective
 from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, Report
 from fusetune.pipeline.agreement import warnings
-from fusetune.pipeline.context import Context, distributions
+from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
+from fusetune.pipeline.light import TrialParts, trial_parts
+from fusetune.pipeline.space import distributions
 from fusetune.pipeline.trajectories import FirstModel
 from fusetune.pipeline.workbench import Workbench
 from fusetune.training.collect import MemberCollector
@@ -130,14 +133,15 @@ class _Evaluate:
         self, params: dict[str, Any], number: int, report: Report, folder: Path
     ) -> tuple[ValidationWatch, KeptTrial]:
         context, recipe = self.context, self.context.recipe
-        start = FirstModel(context.model_maker(recipe.search.variant), recipe)
 
         def check(step: int, evaluation: Evaluation) -> bool:
             return report(step, evaluation.values[self.primary.name])
 
         epochs = recipe.search.epochs or recipe.train.epochs
         checks = min(max(round(epochs * CHECKS_PER_EPOCH), CHECKS[0]), CHECKS[1])
-        watch = ValidationWatch(context.scorer("validation"), checks, check)
+        parts = self._parts
+        start = FirstModel(parts.make_model, recipe)
+        watch = ValidationWatch(parts.score, checks, check)
         progress = ProgressReporter(lambda step, total: self.bar.update(number + step / total))
         callbacks: list[TrainerCallback] = [watch, progress]
         collector = MemberCollector(
@@ -150,8 +154,8 @@ class _Evaluate:
             callbacks.append(collector)
         steps = train_trajectory(
             start,
-            context.train_data,
-            context.collate,
+            parts.data,
+            parts.collate,
             folder / "checkpoints",
             context.training_arguments(params),
             epochs=epochs,
@@ -162,6 +166,11 @@ class _Evaluate:
             keep_checkpoints=False,
         )
         return watch, KeptTrial(params, collector.steps, steps, start.digest)
+
+    @cached_property
+    def _parts(self) -> TrialParts:
+        """What every trial trains with; with kept activations where layers are frozen."""
+        return trial_parts(self.context)
 
     @property
     def _method(self) -> str | None:

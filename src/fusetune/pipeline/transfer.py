@@ -24,10 +24,11 @@ from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Loop
 from fusetune.optimization.telling import REASON
 from fusetune.pipeline.agreement import FILE, subject
-from fusetune.pipeline.context import Context, distributions
+from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar, Display, log_to
 from fusetune.pipeline.environment import package_version
 from fusetune.pipeline.search import _Evaluate, _parameters
+from fusetune.pipeline.space import distributions
 from fusetune.recipe import FuseSection, Recipe, SearchSection
 from fusetune.report.page import write
 from fusetune.report.transfer import Trained, agreement, misleads, page, sentence, to_json

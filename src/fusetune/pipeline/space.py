@@ -1,0 +1,48 @@
+"""The recipe's space of hyper-parameters, as the search and the first checks need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+from fusetune.errors import RecipeError
+from fusetune.recipe import Recipe
+
+
+def distributions(recipe: Recipe) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The search space as Optuna's distributions.
+
+    Raises:
+        RecipeError: If Optuna refuses one.
+    """
+    space: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, item in recipe.search.space.items():
+        low, high = item.low, item.high
+        try:
+            if item.choices is not None:
+                space[name] = optuna.distributions.CategoricalDistribution(item.choices)
+            elif isinstance(low, int) and isinstance(high, int):
+                step = int(item.step) if item.step else 1
+                space[name] = optuna.distributions.IntDistribution(low, high, item.log, step)
+            else:
+                assert low is not None
+                assert high is not None
+                space[name] = optuna.distributions.FloatDistribution(
+                    float(low), float(high), item.log, item.step
+                )
+        except ValueError as error:
+            raise RecipeError(f"search.space.{name}: {error}") from error
+    return space
+
+
+def extremes(recipe: Recipe) -> list[dict[str, Any]]:
+    """λ at both ends of the space: what Transformers refuses, it refuses there."""
+    space = recipe.search.space if recipe.search.trials else {}
+    low = {n: r.choices[0] if r.choices else r.low for n, r in space.items()}
+    high = {n: max(r.choices, key=_size) if r.choices else r.high for n, r in space.items()}
+    return [low, high]
+
+
+def _size(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
