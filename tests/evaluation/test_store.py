@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from fusetune.evaluation.evaluation import Evaluation
-from fusetune.evaluation.store import EvaluationStore
+from fusetune.evaluation.store import EvaluationStore, Spent, spent
 from fusetune.members.weights import FusionWeights
 from fusetune.tasks.task import Outputs
 
@@ -55,3 +56,16 @@ def test_in_memory_only() -> None:
     found = store.get(W)
     assert found is not None
     assert found.values == {"loss": 1.0}
+
+
+def test_what_evaluations_cost_is_added_up_over_processes(tmp_path: Path) -> None:
+    assert spent(tmp_path / "none") == Spent(0, 0.0, 0.0, 0)
+    first = dataclasses.replace(evaluation(), seconds=2.0, averaging=0.5, read=100)
+    EvaluationStore(tmp_path, "validation").put(W, first)
+    second = dataclasses.replace(evaluation(), seconds=1.0, averaging=0.25, read=50)
+    EvaluationStore(tmp_path, "test").put(W, second)
+    found = EvaluationStore(tmp_path, "test").get(W)
+    assert found is not None
+    assert (found.seconds, found.averaging, found.read) == (1.0, 0.25, 50)
+    (tmp_path / "damaged.npz").write_bytes(b"PK")
+    assert spent(tmp_path) == Spent(2, 0.75, 2.25, 150)

@@ -94,7 +94,7 @@ def test_hypervolume_has_a_point_per_evaluation(record: Record) -> None:
 
 
 def test_nothing_to_draw_gives_none(record: Record) -> None:
-    bare = record(evaluations=(), hypervolume=(), trials=(), seconds={})
+    bare = record(evaluations=(), hypervolume=(), trials=(), cost={})
     assert figures.progress(bare) is None
     assert history.search(bare) is None
     assert history.cost(bare) is None

@@ -75,7 +75,7 @@ def test_what_is_missing_is_left_out(record: Record, results: Results) -> None:
         evaluations=(),
         hypervolume=(),
         trials=(),
-        seconds={},
+        cost={},
         notes=(),
         recipe="",
         environment={},

@@ -15,8 +15,12 @@ class Evaluation:
     outputs: Per-example outcomes, for intervals and pairing; None when the
         evaluation is a user's own function.
     seconds: Wall time of averaging and evaluating.
+    averaging: Wall time of averaging alone, in `seconds`.
+    read: Bytes of members that averaging read.
     """
 
     values: Mapping[str, float]
     outputs: Outputs | None
     seconds: float
+    averaging: float = 0.0
+    read: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -21,6 +21,15 @@ class Average(Protocol):
 
     def into_model(self, point: Point) -> None:
         """Make the model's parameters those of the point, in place."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """An average that can say what it reads."""
+
+    def bytes_read(self, point: Point) -> int:
+        """Bytes of members, or of a model of its own, that `into_model` reads."""
         ...
 
 
@@ -96,9 +105,11 @@ class Evaluator:
         if evaluation is None:
             started = time.perf_counter()
             self.average.into_model(point)
+            averaging = time.perf_counter() - started
             scored = self.score(self.model)
             seconds = time.perf_counter() - started
-            evaluation = Evaluation(scored.values, scored.outputs, seconds)
+            read = self.average.bytes_read(point) if isinstance(self.average, Counted) else 0
+            evaluation = Evaluation(scored.values, scored.outputs, seconds, averaging, read)
             self.store.put(point, evaluation)
         self._asked[point] = evaluation
         return evaluation

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,10 @@ class EvaluationStore:
                 values = dict(
                     zip(saved["names"].tolist(), saved["values"].tolist(), strict=True)
                 )
-                seconds = float(saved["seconds"])
+                seconds, averaging, read = saved["cost"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        evaluation = Evaluation(values, outputs, seconds)
+        evaluation = Evaluation(values, outputs, seconds, averaging, int(read))
         self._known[point] = evaluation
         return evaluation
 
@@ -63,7 +64,7 @@ class EvaluationStore:
             predictions=evaluation.outputs.predictions,
             names=np.array(list(evaluation.values)),
             values=np.array(list(evaluation.values.values()), dtype=np.float64),
-            seconds=np.float64(evaluation.seconds),
+            cost=np.array([evaluation.seconds, evaluation.averaging, float(evaluation.read)]),
         )
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(buffer.getvalue())
@@ -75,3 +76,33 @@ class EvaluationStore:
         digest = hashlib.sha256(self.context.encode())
         digest.update(key(point))
         return self.folder / f"{digest.hexdigest()[:32]}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What all evaluations of a folder cost, whichever process made them.
+
+    Attributes:
+        evaluations: How many there are.
+        averaging: Seconds of averaging.
+        evaluating: Seconds of running models.
+        read: Bytes that averaging read.
+    """
+
+    evaluations: int
+    averaging: float
+    evaluating: float
+    read: int
+
+
+def spent(folder: Path) -> Spent:
+    """Add up the evaluations of a folder; damaged files count as none."""
+    costs = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                costs.append(saved["cost"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    seconds, averaging, read = np.sum(costs, axis=0) if costs else (0.0, 0.0, 0.0)
+    return Spent(len(costs), float(averaging), float(seconds - averaging), int(read))

@@ -95,6 +95,13 @@ class Average(ABC):
     def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
         """One tile of all members, `k x n`; rows that `mix` does not use may be anything."""
 
+    def bytes_read(self, point: Point) -> int:
+        """Bytes that making the point's model reads: of members whose weight is not zero."""
+        if isinstance(point, OwnModel):
+            return sum(tensor.nbytes for tensor in point.tensors.values())
+        row = sum(g.width * g.dtype.itemsize for g in self._layout.groups)
+        return row * sum(value != 0.0 for value in point.values)
+
     def tensors(self, point: Point) -> dict[str, Tensor]:
         """The point's model as new tensors on the CPU, in the names and dtypes of the files.
 

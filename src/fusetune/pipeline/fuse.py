@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ def fuse(context: Context) -> dict[str, Any]:
     bench = open_members(context)
     _require_difference(bench.pool)
     display.say(f"fuse: {bench.plan}")
+    started = time.perf_counter()
+    _ = bench.average
+    load = {"seconds": time.perf_counter() - started, "bytes": bench.plan.read}
     evaluator = bench.evaluator("validation")
     results: dict[str, FusionResult] = {}
     for name in recipe.fuse.rows:
@@ -57,9 +61,13 @@ def fuse(context: Context) -> dict[str, Any]:
     chosen, note = choose(results, evaluator, recipe.fuse.choose, recipe.fuse.sampler)
     if note:
         display.warn(note)
+    started = time.perf_counter()
     _write_fused(context, bench, chosen, results[chosen])
+    written = sum(f.stat().st_size for f in context.folder.fused.glob("*.safetensors"))
     record = {
         "chosen": chosen,
+        "load": load,
+        "write": {"seconds": time.perf_counter() - started, "bytes": written},
         "notes": [note] if note else [],
         "methods": {n: r.to_json() for n, r in results.items()},
     }

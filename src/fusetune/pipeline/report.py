@@ -18,11 +18,11 @@ from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
-from fusetune.optimization.samplers import SUGGEST_SECONDS
 from fusetune.pipeline import agreement, notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.environment import environment, package_version
 from fusetune.pipeline.fuse import card_text, references, saved_results
+from fusetune.pipeline.ledger import ledger
 from fusetune.pipeline.results import SPLITS, build_results
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.workbench import Workbench, open_members
@@ -63,7 +63,10 @@ def report(context: Context) -> dict[str, Any]:
     ]
     page = _record(context, bench, evaluators["validation"], table, results, warnings)
     table["discrepancy"] = discrepancy(page.evaluations, page.objectives, table["primary"])
-    table["cost"] = {**page.seconds, "report": time.perf_counter() - started}
+    table["cost"] = {
+        **page.cost,
+        "report": {"seconds": time.perf_counter() - started, "bytes": 0},
+    }
     table["notes"] = list(page.notes)
     write_json(folder.results, table)
     write_html(page, folder.report)
@@ -102,7 +105,7 @@ def _record(
         evaluations=evaluations,
         hypervolume=hypervolume,
         trials=tuple(_trial(t) for t in search_trials),
-        seconds=_seconds(context, fusion_trials),
+        cost=ledger(context, bench.pool, fusion_trials),
         notes=(
             *context.task.notes,
             *agreement.warnings(folder.path, context.recipe),
@@ -185,18 +188,6 @@ def _trial(trial: FrozenTrial) -> TrialRow:
         seconds=trial.user_attrs.get("seconds"),
         reason=str(trial.user_attrs.get("reason", "")),
     )
-
-
-def _seconds(context: Context, trials: Iterable[FrozenTrial]) -> dict[str, float]:
-    """Seconds by stage; the inner search split into evaluating and suggesting."""
-    done = [t for t in trials if t.state is TrialState.COMPLETE]
-    stages = {s: context.folder.done(s) or {} for s in ("search", "train")}
-    return {
-        "search": float(stages["search"].get("seconds", 0.0)),
-        "train": float(stages["train"].get("seconds", 0.0)),
-        "evaluate": sum(float(t.user_attrs.get("seconds", 0.0)) for t in done),
-        "suggest": sum(float(t.user_attrs.get(SUGGEST_SECONDS, 0.0)) for t in done),
-    }
 
 
 def usage(context: Context) -> str:

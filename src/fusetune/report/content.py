@@ -86,7 +86,8 @@ class RunRecord:
         hypervolume: Hypervolume after each evaluation; as long as `evaluations`, or empty.
         trials: The search over hyper-parameters, in order.
         trial_objective: What a trial's value is; None takes the primary metric.
-        seconds: Stage → wall seconds ("search", "train", "average", "evaluate", …).
+        cost: Stage ("search", "train", "average", "evaluate", …) → wall "seconds", and
+            "bytes" of members read or written.
         notes: Warnings to repeat: leakage, dropped rows, failed trials.
         model: Name of the base model.
         fused: Folder of the fused model.
@@ -106,7 +107,7 @@ class RunRecord:
     hypervolume: tuple[float, ...] = ()
     trials: tuple[TrialRow, ...] = ()
     trial_objective: Objective | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     model: str = ""
     fused: str = ""

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from fusetune.objective import LOSS, Objective
 from fusetune.report.content import RunRecord, TrialRow, best_so_far, point
 from fusetune.report.palette import BLUE, CHOSEN, INK, MUTED, PAPER, dressed, safe
-from fusetune.report.wording import duration, metric_label, number, setting
+from fusetune.report.wording import duration, metric_label, number, setting, size
 
 FEWEST_FOR_SCATTER = 4
 
@@ -209,8 +209,10 @@ def _floor(values: Sequence[float], objective: Objective) -> float:
 
 
 def cost(record: RunRecord) -> go.Figure | None:
-    """Wall time by stage, longest first."""
-    spent = [(stage, s) for stage, s in record.seconds.items() if math.isfinite(s) and s > 0]
+    """Wall time by stage, longest first, with the bytes that it moved."""
+    moved = {stage: c.get("bytes", 0.0) for stage, c in record.cost.items()}
+    seconds = {stage: c["seconds"] for stage, c in record.cost.items()}
+    spent = [(stage, s) for stage, s in seconds.items() if math.isfinite(s) and s > 0]
     if not spent:
         return None
     spent.sort(key=lambda pair: pair[1])
@@ -220,7 +222,7 @@ def cost(record: RunRecord) -> go.Figure | None:
         y=[safe(stage) for stage, _ in spent],
         orientation="h",
         marker={"color": BLUE},
-        text=[duration(s) for _, s in spent],
+        text=[f"{duration(s)}{', ' + size(moved[n]) if moved[n] else ''}" for n, s in spent],
         textposition="outside",
         textfont={"color": INK},
         cliponaxis=False,

@@ -74,7 +74,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
 
 def _facts(record: RunRecord) -> list[str]:
     """What the run was, in a few words each."""
-    seconds = sum(s for s in record.seconds.values() if s == s)
+    seconds = sum(c["seconds"] for c in record.cost.values() if c["seconds"] == c["seconds"])
     facts = [
         record.model,
         f"{len(record.members)} members" if record.members else "",

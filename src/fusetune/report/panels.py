@@ -148,6 +148,6 @@ def _parameters(record: RunRecord) -> tuple[Panel, ...]:
 
 
 def _cost_words(record: RunRecord) -> str:
-    spent = sorted(record.seconds.items(), key=lambda pair: -pair[1])
-    parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in spent)
-    return f"Wall time by stage: {parts}."
+    spent = sorted(record.cost.items(), key=lambda pair: -pair[1]["seconds"])
+    parts = ", ".join(f"{stage} {duration(cost['seconds'])}" for stage, cost in spent)
+    return f"Wall time by stage: {parts}; beside it the bytes of members read or written."

@@ -70,6 +70,15 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     return "" if MISSING in ends else f"[{ends[0]}, {ends[1]}]"
 
 
+def size(count: float) -> str:
+    """Bytes in units of a thousand: `90.9 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as "0.34 s", "42 s", "4 min 12 s", "3 h 05 min" or "2 d 03 h"."""
     if seconds is None or not math.isfinite(seconds):
