@@ -4,13 +4,18 @@
 
 Ratios compare medians of runs that alternate in one process, so that what else the machine
 does hits all of them alike. `ratio_to_read`: a float32 sum over the same block.
+`ratio_to_mergekit`: mergekit's linear merge of the same folders, file to file, over ours, each
+in a process of its own; null without its command (`pip install mergekit`, or --mergekit PATH).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,12 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertForSequenceClassification
 
-from fusetune.members.average import ResidentAverage
+from fusetune.members.average import ResidentAverage, StreamingAverage
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
+from fusetune.members.writer import write_average
+
+OUT = "ours"  # beside the folder of the members
 
 
 def build(folder: Path, k: int, layers: int) -> MemberPool:
@@ -93,19 +102,65 @@ def measure(k: int, layers: int, repeats: int) -> dict[str, float]:
         return found
 
 
+def files_to_file(k: int, layers: int, repeats: int, command: str) -> dict[str, float]:
+    """Median seconds of merging folders into one, by mergekit's command and by ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pool = build(root / "members", k, layers)
+        models = [
+            {"model": str(m.path), "parameters": {"weight": (i + 1) / k}}
+            for i, m in enumerate(pool.members)
+        ]
+        settings = {"models": models, "merge_method": "linear", "dtype": "float32"}
+        recipe = root / "linear.yaml"
+        recipe.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        theirs = [command, str(recipe), str(root / "theirs")]
+        ours = [sys.executable, "-m", "benchmarks.average", "--write", str(root / "members")]
+        seconds: dict[str, list[float]] = {"mergekit": [], "fusetune": []}
+        for _ in range(repeats + 1):
+            for name, run in (("mergekit", theirs), ("fusetune", ours)):
+                started = time.perf_counter()
+                subprocess.run(run, check=True, capture_output=True)
+                seconds[name].append(time.perf_counter() - started)
+        merged = load_file(root / "theirs" / "model.safetensors")
+        written = load_file(root / OUT / "model.safetensors")
+    for name, tensor in written.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
+    return {name: statistics.median(s[1:]) for name, s in seconds.items()}
+
+
+def write(folder: Path) -> None:
+    """Average the members of a folder, file to file."""
+    pool = MemberPool.open(folder)
+    weights = FusionWeights.normalised(range(1, len(pool) + 1))
+    out = folder.parent / OUT
+    out.mkdir(exist_ok=True)
+    write_average(StreamingAverage(pool, None), weights, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=15)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"))
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.members, arguments.layers, arguments.repeats)
+    if arguments.write:
+        write(arguments.write)
+        return
+    k, layers, repeats = arguments.members, arguments.layers, arguments.repeats
+    found: dict[str, float | None] = {**measure(k, layers, repeats), "ratio_to_mergekit": None}
+    if arguments.mergekit:
+        seconds = files_to_file(k, layers, repeats, arguments.mergekit)
+        found |= {f"seconds_file_to_file_{name}": value for name, value in seconds.items()}
+        found["ratio_to_mergekit"] = seconds["mergekit"] / seconds["fusetune"]
     if arguments.json:
         print(json.dumps(found))
     else:
         for name, value in found.items():
-            print(f"{name:24} {value:.4f}")
+            print(f"{name:32} {'not measured' if value is None else f'{value:.4f}'}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ shapes = st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), min_size=1
 def test_the_pieces_of_all_tiles_are_each_tensor_once(
     shapes: list[tuple[int, ...]], tile: int
 ) -> None:
-    tensors = {f"t{i}": TensorInfo(torch.float32, s, Path("f")) for i, s in enumerate(shapes)}
+    tensors = {
+        f"t{i}": TensorInfo(torch.float32, s, Path("f"), 0) for i, s in enumerate(shapes)
+    }
     layout = lay_out(tensors, tile)
     seen: dict[str, list[int]] = {name: [] for name in tensors}
     for group in layout.groups:
@@ -37,9 +39,9 @@ def test_the_pieces_of_all_tiles_are_each_tensor_once(
 
 def test_dtypes_are_kept_apart_and_integers_are_not_averaged() -> None:
     info = {
-        "a": TensorInfo(torch.bfloat16, (3,), Path("f")),
-        "b": TensorInfo(torch.float64, (17,), Path("f")),
-        "c": TensorInfo(torch.int64, (2,), Path("f")),
+        "a": TensorInfo(torch.bfloat16, (3,), Path("f"), 0),
+        "b": TensorInfo(torch.float64, (17,), Path("f"), 0),
+        "c": TensorInfo(torch.int64, (2,), Path("f"), 0),
     }
     layout = lay_out(info)
     assert layout.fixed == ("c",)

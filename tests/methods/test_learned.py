@@ -170,7 +170,7 @@ def test_a_function_without_a_task_is_refused(linear: Build) -> None:
         solve(pool, without_members, budget=20)
 
 
-@pytest.mark.parametrize(("tokens", "number"), [(1 << 16, 4), (16 * 100, 4), (16 * 20, 8)])
+@pytest.mark.parametrize(("tokens", "number"), [(1 << 16, 4), (12 * 100, 5), (12 * 20, 8)])
 def test_a_pass_has_some_steps_and_every_row_once(
     linear: Build, tokens: int, number: int
 ) -> None:

@@ -139,6 +139,6 @@ def minibatches(scorer: Scorer) -> list[IndexedBatch]:
 
     An accelerator takes a small split in one batch, which would be one step per pass.
     """
-    parts = -(-STEPS // len(scorer.batches))
-    longest = max(len(batch.rows) for batch in scorer.batches)
-    return cut(scorer.batches, -(-longest // parts))
+    if len(scorer.batches) >= STEPS:
+        return scorer.batches
+    return cut(scorer.batches, -(-len(scorer.encoded) // STEPS))
