@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusetune.evaluation.batching import IndexedBatch
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.scorer import Scorer
+from fusetune.members.average import Average
 from fusetune.members.basis import triangular_factor
 from fusetune.members.gradient import differentiable
 from fusetune.members.points import Combination, Point
@@ -59,44 +62,30 @@ def twa(
     """
     training = required(origin, "twa", "the training data").training()
     average = average_of(evaluator, "twa")
-    scorer = evaluator.scorer("The method twa")
-    k, n = len(pool), len(scorer.encoded)
+    k, n = len(pool), len(evaluator.scorer("The method twa").encoded)
     best: Point = FusionWeights.uniform(k)
     evaluator(best)
-    started = time.perf_counter()
     checks = max(0, min(CHECKS, budget - 1))
     rows = min((budget - 1 - checks) * n / PASS_COST, MOST_PASSES * len(training.encoded))
     batches = passes(cut(training.batches, ROWS), rows, np.random.default_rng(seed))
-    span = _Span(triangular_factor(average.member_tiles(), k), len(batches))
-    computing = time.perf_counter() - started
     ends = {round(len(batches) * (i + 1) / checks) for i in range(checks)} if checks else set()
+    span = _Span(average, training, len(batches))
     kept = 0
-    stopped = ""
     for step, batch in enumerate(batches, 1):
-        started = time.perf_counter()
-        with differentiable(average.model):
-            average.into_model(span.coefficients)
-            backward(training, average.model, batch.inputs)
-            found = average.gradient_products()
-        finite = bool(np.isfinite(found).all())
-        if finite:
-            span.step(found)
-        computing += time.perf_counter() - started
-        if not finite:
-            stopped = f"the gradient of step {step} was not finite"
+        if not span.step(batch):
             break
         if step in ends and evaluator.better(evaluator(span.coefficients), evaluator(best)):
             best, kept = span.coefficients, step
     result = FusionResult.of(best, evaluator)
-    used = sum(len(batch.rows) for batch in batches)
+    used = sum(len(batch.rows) for batch in batches[: span.steps])
     details = {
-        "steps": len(batches),
+        "steps": span.steps,
         "kept_step": kept,
         "training_rows": used,
         "cost_in_evaluations": evaluator.evaluations + PASS_COST * used / n,
-        **({"stopped": stopped} if stopped else {}),
+        **({} if span.steps == len(batches) else {"stopped": "a gradient was not finite"}),
     }
-    return dataclasses.replace(result, seconds=result.seconds + computing, details=details)
+    return dataclasses.replace(result, seconds=result.seconds + span.seconds, details=details)
 
 
 class _Span:
@@ -107,27 +96,41 @@ class _Span:
 
     Attributes:
         coefficients: a, as it stands.
+        steps: Steps that were made.
+        seconds: What they and the basis cost.
     """
 
-    def __init__(self, factor: NDArray[np.float64], steps: int) -> None:
-        k = len(factor)
-        _, singular, right = np.linalg.svd(factor)
+    def __init__(self, average: Average, training: Scorer, planned: int) -> None:
+        started = time.perf_counter()
+        self._average, self._training, self._planned = average, training, planned
+        k = len(average.pool.members)
+        _, singular, right = np.linalg.svd(triangular_factor(average.member_tiles(), k))
         used = singular > TINY * singular[0]
-        self._into = singular[used, None] * right[used]  # a → y
+        into: NDArray[np.float64] = singular[used, None] * right[used]  # a → y
         self._back = (right[used] / singular[used, None]).T  # y → a, and ∂L/∂a → ∂L/∂y
         centre = np.full(k, 1.0 / k)
-        ways = self._into @ (np.eye(k) - centre[:, None])  # from the average to each member
+        ways = into @ (np.eye(k) - centre[:, None])  # from the average to each member
         self._rate = LEARNING_RATE * float(np.linalg.norm(ways, axis=0).mean())
-        self._y = torch.tensor(self._into @ centre, dtype=torch.float64, requires_grad=True)
+        self._y = torch.tensor(into @ centre, dtype=torch.float64, requires_grad=True)
         self._adam = torch.optim.Adam([self._y], lr=self._rate)
-        self._steps, self._done = steps, 0
         self.coefficients = Combination(tuple(map(float, centre)))
+        self.steps = 0
+        self.seconds = time.perf_counter() - started
 
-    def step(self, products: NDArray[np.float64]) -> None:
-        """Move by one gradient, given as its products with the members, `k`."""
-        self._y.grad = torch.from_numpy(self._back.T @ products)
-        self._adam.param_groups[0]["lr"] = self._rate * (1.0 - self._done / self._steps)
-        self._adam.step()
-        self._done += 1
-        a = self._back @ self._y.detach().numpy()
-        self.coefficients = Combination(tuple(map(float, a)))
+    def step(self, batch: IndexedBatch) -> bool:
+        """Move by the gradient of one batch; False if it was not finite."""
+        started = time.perf_counter()
+        with differentiable(self._average.model):
+            self._average.into_model(self.coefficients)
+            backward(self._training, self._average.model, batch.inputs)
+            products = self._average.gradient_products()
+        finite = bool(np.isfinite(products).all())
+        if finite:
+            self._y.grad = torch.from_numpy(self._back.T @ products)
+            self._adam.param_groups[0]["lr"] = self._rate * (1.0 - self.steps / self._planned)
+            self._adam.step()
+            self.steps += 1
+            a = self._back @ self._y.detach().numpy()
+            self.coefficients = Combination(tuple(map(float, a)))
+        self.seconds += time.perf_counter() - started
+        return finite
