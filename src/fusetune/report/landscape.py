@@ -156,10 +156,7 @@ def _draw(drawn: go.Figure, mark: Mark, name: str) -> None:
         x=[mark.x],
         y=[mark.y],
         name=safe(mark.name) + (" (projected)" if mark.kind != "member" else ""),
-        mode="markers+text" if mark.kind == "member" else "markers",
-        text=[safe(mark.name)] if mark.kind == "member" else None,
-        textposition="top center",
-        textfont={"color": INK, "size": 12},
+        mode="markers",
         marker={
             "symbol": symbol,
             "color": color,
@@ -169,6 +166,17 @@ def _draw(drawn: go.Figure, mark: Mark, name: str) -> None:
         hovertext=["<br>".join(lines)],
         hoverinfo="text",
     )
+    if mark.kind == "member":  # readable on dark and on bright parts of the plane
+        drawn.add_annotation(
+            x=mark.x,
+            y=mark.y,
+            yshift=18,
+            text=safe(mark.name),
+            showarrow=False,
+            font={"color": INK, "size": 12},
+            bgcolor=PAPER,
+            borderpad=2,
+        )
 
 
 def _range(values: NDArray[np.float64], objective: Objective) -> tuple[float, float]:
