@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -122,12 +121,6 @@ def measure(folder: Path, k: int, member_bytes: int, repeats: int) -> dict[str, 
     }
 
 
-def places(folder: str | None) -> Iterator[Path]:
-    """The folder to work in: the one that is given, or a temporary one."""
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        yield Path(made)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=15)
@@ -144,8 +137,8 @@ def main() -> None:
         return
     gigabytes = arguments.gigabytes or 1.1 * psutil.virtual_memory().total / 1e9
     each = int(gigabytes * 1e9 / arguments.members)
-    for folder in places(arguments.folder):
-        found = measure(folder, arguments.members, each, arguments.repeats)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        found = measure(Path(folder), arguments.members, each, arguments.repeats)
     if arguments.json:
         print(json.dumps(found))
     else:
