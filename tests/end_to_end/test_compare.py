@@ -127,6 +127,21 @@ def test_procedures_with_searches_of_their_own(recipe: Path, tmp_path: Path) -> 
     assert found["bilevel:swa"]["evaluations"] == 2 * (checks + 1) + 1
 
 
+def test_procedures_that_train_the_same_share_it(recipe: Path, tmp_path: Path) -> None:
+    search = ("search.trials=2", "search.pruner=none", "fuse.evaluations=4", "--seeds", "41")
+    together = tmp_path / "together"
+    table = compare(recipe, together, *search, "--methods", "hpbo,bilevel:swa,bomf")
+    assert not (together / "seed-41/shared").exists()  # nothing is left that could need it
+    log = (together / "seed-41/bomf/run.log").read_text()
+    assert "taken over from another run of the comparison" in log
+    found = {row["method"]: row for row in table["rows"]}
+    for name in ("bilevel:swa", "bomf"):
+        alone = compare(recipe, tmp_path / name, *search, "--methods", name)
+        (row,) = (row for row in alone["rows"] if row["method"] == name)
+        for key in ("validation", "test", "trainings", "evaluations"):
+            assert found[name][key] == row[key], (name, key)
+
+
 def test_seeds_share_a_database_without_sharing_studies(recipe: Path, tmp_path: Path) -> None:
     storage = f"storage=sqlite:///{tmp_path}/trials.db"
     options = (storage, "--seeds", "41,42", "--methods", "bo")

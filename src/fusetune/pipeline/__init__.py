@@ -20,6 +20,7 @@ from fusetune.pipeline.fuse import fuse
 from fusetune.pipeline.report import report
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.search import search
+from fusetune.pipeline.shared import SharedTrainings
 from fusetune.pipeline.train import train
 from fusetune.recipe import Recipe
 from fusetune.run import STAGES, RunFolder
@@ -41,6 +42,7 @@ def run(
     stage: str | None = None,
     force: bool = False,
     extend: bool = False,
+    shared: SharedTrainings | None = None,
     display: Display | None = None,
 ) -> RunFolder:
     """Run all stages, or one; what is complete is not done again.
@@ -53,6 +55,7 @@ def run(
             anew.
         extend: Where the folder's run differs in its methods alone, give it those of the
             recipe as well; what its methods found is kept.
+        shared: Trainings of other runs, of which none is done again.
         display: Where progress is shown; quiet if None.
 
     Raises:
@@ -64,7 +67,7 @@ def run(
         if extend and not force:
             recipe = folder.join_methods(recipe)
         first = folder.check_recipe(recipe, stage=stage, force=force)
-        context = Context(recipe, folder, display)
+        context = Context(recipe, folder, display, shared)
         try:
             with full_disk_is_an_error(folder.path):
                 _prepare(context, first)

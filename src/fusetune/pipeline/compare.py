@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fusetune.errors import NoResultError, RecipeError, RunError
 from fusetune.members.disk import write_json, write_text
@@ -13,6 +14,7 @@ from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.seed_results import seed_results
+from fusetune.pipeline.shared import SharedTrainings, needed_twice
 from fusetune.recipe import Recipe
 from fusetune.report.comparison import FORMATS, Comparison, notes, to_json, to_table
 from fusetune.report.comparison import compare as compare_results
@@ -32,7 +34,8 @@ def compare(
     """Make the runs that the rows need, once per seed, and compare the rows.
 
     Methods share one trajectory per seed, that of the fixed λ (`train.arguments`, no search),
-    and its evaluations; a procedure has trainings of its own. What is complete is not done
+    and its evaluations; a procedure has trainings of its own, those with equal λ done once
+    for all procedures of a seed. What is complete is not done
     again: an interrupted comparison goes on, more seeds and more rows join later. A row
     whose training diverges is left out for that seed, and named.
 
@@ -121,11 +124,17 @@ def _run_all(
     """The folders of the runs that were made, and why others led to nothing."""
     folders: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
+    shared = SharedTrainings(out / "shared") if needed_twice([*plan.runs.values()]) else None
+    if shared is not None and force:
+        shared.forget()
     for name, recipe in plan.runs.items():
         display.say(f"seed {recipe.seed}, {name}")
+        options: dict[str, Any] = {"force": force, "extend": True, "shared": shared}
         try:
-            folders[name] = run(recipe, out / name, force=force, extend=True, display=display)
+            folders[name] = run(recipe, out / name, display=display, **options)
         except NoResultError as error:
             display.warn(f"{name}: {error}")
             failed[name] = error.message
+    if shared is not None:
+        shared.forget()
     return folders, failed

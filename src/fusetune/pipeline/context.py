@@ -32,6 +32,7 @@ from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
 from fusetune.pipeline.display import Display
+from fusetune.pipeline.shared import SharedTrainings
 from fusetune.pipeline.space import extremes
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
@@ -49,9 +50,17 @@ class Context:
         recipe: Validated.
         folder: Claimed by this process.
         display: Where progress is shown.
+        shared: Trainings of other runs that this one may take over, and may hand on to.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        display: Display,
+        shared: SharedTrainings | None = None,
+    ) -> None:
+        self.shared = shared
         self.recipe = recipe
         self.folder = folder
         self.display = display

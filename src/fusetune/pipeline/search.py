@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
 from fusetune.pipeline.light import TrialParts, trial_parts
+from fusetune.pipeline.shared import SharedTraining
 from fusetune.pipeline.space import distributions
 from fusetune.pipeline.trajectories import FirstModel
 from fusetune.pipeline.workbench import Workbench
+from fusetune.recipe import Recipe
 from fusetune.training.collect import MemberCollector
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import ProgressReporter, ValidationWatch
@@ -55,7 +57,7 @@ def search(context: Context) -> dict[str, Any]:
         distributions(recipe),
         primary,
         acquisition=recipe.search.acquisition,
-        starts=max(3, -(-recipe.search.trials // 4)),
+        starts=_starts(recipe),
         seed=recipe.seed,
     )
     with context.display.bar("search", recipe.search.trials) as bar:
@@ -101,6 +103,7 @@ class _Evaluate:
         self.bar = bar
         self.keeps = context.recipe.trains_in_trials
         self.kept = KeptTrials(context.folder.kept)
+        self.shared = context.shared if self.keeps else None
 
     def forget(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the members of no more trials than the training can take over."""
@@ -116,26 +119,46 @@ class _Evaluate:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         self.kept.drop(number)
         try:
-            watch, trial = self._train(params, number, report, folder)
-            if watch.stopped:
-                return Pruned({"seconds": time.perf_counter() - started})
-            value, attributes = self._value(watch, folder)
+            training, stopped, saved = self._obtain(params, number, report, folder)
+            if stopped:
+                return Pruned({"seconds": time.perf_counter() - started + saved})
+            value, attributes = self._value(training, folder)
             if self.keeps:
-                self.kept.keep(number, folder, trial)
+                self.kept.keep(number, folder, training.trial)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if self.context.device.type == "cuda":  # after running out of it, above all
                 torch.cuda.empty_cache()
-        attributes["seconds"] = time.perf_counter() - started
+        attributes["seconds"] = time.perf_counter() - started + saved
         return Finished({self.primary.name: value}, attributes)
+
+    def _obtain(
+        self, params: dict[str, Any], number: int, report: Report, folder: Path
+    ) -> tuple[SharedTraining, bool, float]:
+        """A training, whether it stops early, and the seconds that another run spent on it."""
+        recipe, members = self.context.recipe, folder / "members"
+        found = self.shared.take(recipe, params, members) if self.shared else None
+        if found is not None:
+            stopped = any(self._check(report, *check) for check in found.history)
+            return found, stopped, found.seconds
+        training, stopped = self._train(params, number, report, folder)
+        if self.shared and not stopped and number < _starts(recipe):
+            self.shared.keep(recipe, members, training)
+        return training, stopped, 0.0
+
+    def _check(self, report: Report, step: int, values: Mapping[str, float]) -> bool:
+        """Tell the pruner; whether the trial is to stop."""
+        return report(step, values[self.primary.name])
 
     def _train(
         self, params: dict[str, Any], number: int, report: Report, folder: Path
-    ) -> tuple[ValidationWatch, KeptTrial]:
+    ) -> tuple[SharedTraining, bool]:
+        """The training, and whether it was stopped early."""
+        started = time.perf_counter()
         context, recipe = self.context, self.context.recipe
 
         def check(step: int, evaluation: Evaluation) -> bool:
-            return report(step, evaluation.values[self.primary.name])
+            return self._check(report, step, evaluation.values)
 
         epochs = recipe.search.epochs or recipe.train.epochs
         checks = min(max(round(epochs * CHECKS_PER_EPOCH), CHECKS[0]), CHECKS[1])
@@ -165,7 +188,9 @@ class _Evaluate:
             callbacks=callbacks,
             keep_checkpoints=False,
         )
-        return watch, KeptTrial(params, collector.steps, steps, start.digest)
+        history = tuple((step, evaluation.values) for step, evaluation in watch.history)
+        trial = KeptTrial(params, collector.steps, steps, start.digest)
+        return SharedTraining(trial, history, time.perf_counter() - started), watch.stopped
 
     @cached_property
     def _parts(self) -> TrialParts:
@@ -179,9 +204,9 @@ class _Evaluate:
         kind, _, method = recipe.search.objective.partition(":")
         return None if kind == "best_member" else method or recipe.fuse.sampler
 
-    def _value(self, watch: ValidationWatch, folder: Path) -> tuple[float, dict[str, Any]]:
+    def _value(self, training: SharedTraining, folder: Path) -> tuple[float, dict[str, Any]]:
         name, sign = self.primary.name, self.primary.sign
-        checked = [evaluation.values for _, evaluation in watch.history]
+        checked = [values for _, values in training.history]
         best = max(checked, key=lambda values: (sign * values[name], -values[LOSS.name]))
         best_member = float(best[name])
         if self._method is None:
@@ -210,6 +235,11 @@ class _Evaluate:
     def _more(self, evaluator: Evaluator, k: int) -> dict[str, Any]:
         """What else is to be kept with a trial whose k members were fused."""
         return {}
+
+
+def _starts(recipe: Recipe) -> int:
+    """Trials before the model takes over; the same in every search of a comparison."""
+    return max(3, -(-recipe.search.trials // 4))
 
 
 def _parameters(trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:

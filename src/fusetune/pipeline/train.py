@@ -66,7 +66,7 @@ def _trajectory(
     if path.is_file():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
-    kept = _taken_over(context, trajectory)
+    kept = _taken_over(context, trajectory) or _shared(context, trajectory)
     record = kept or _trained(context, trajectory, count, bar, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
@@ -87,6 +87,20 @@ def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | No
         return None
     context.display.say(f"train: taken over from trial {number} of the search")
     return _record(trajectory, trial.steps, trial.members, trial.start, started, True)
+
+
+def _shared(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
+    """The members of another run of the comparison that trained this λ."""
+    started = time.perf_counter()
+    if context.shared is None or trajectory.number is not None:
+        return None
+    found = context.shared.take(context.recipe, trajectory.params, context.folder.members)
+    if found is None:
+        return None
+    context.display.say("train: taken over from another run of the comparison")
+    trial = found.trial
+    record = _record(trajectory, trial.steps, trial.members, trial.start, started, False)
+    return {**record, "seconds": record["seconds"] + found.seconds}
 
 
 def _trained(

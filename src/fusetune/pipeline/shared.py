@@ -1,0 +1,108 @@
+"""Trainings that several runs of a comparison need, done once and handed on.
+
+`hpbo`, `bilevel` and `bilevel:METHOD` begin their searches with the same λ, and train it with
+the same seed: the trajectories are the same to the bit. What is done with them differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fusetune.members.disk import replaced_folder, write_json
+from fusetune.pipeline.kept import KeptTrial
+from fusetune.recipe import Recipe
+
+RECORD = "training.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTraining:
+    """A finished training.
+
+    Attributes:
+        trial: Its λ, members and steps.
+        history: (step, objective values on validation), in order, as it trained.
+        seconds: What it took, the validations included.
+    """
+
+    trial: KeptTrial
+    history: tuple[tuple[int, Mapping[str, float]], ...]
+    seconds: float
+
+
+class SharedTrainings:
+    """A folder with one sub-folder per training, named by all that decides its result.
+
+    Members are linked, not copied, where the file system can: they take no space twice.
+
+    Args:
+        folder: Made when the first training is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, recipe: Recipe, members: Path, training: SharedTraining) -> None:
+        """Hand on a training whose members are the folders in `members`."""
+        target = self._of(recipe, training.trial.params)
+        if target.is_dir():
+            return
+        with replaced_folder(target) as new:
+            shutil.copytree(members, new / "members", copy_function=_link)
+            write_json(new / RECORD, asdict(training))
+
+    def take(
+        self, recipe: Recipe, params: Mapping[str, Any], members: Path
+    ) -> SharedTraining | None:
+        """What a run trained with this λ; its members are then in `members`.
+
+        Args:
+            recipe: Of the run that needs the training.
+            params: λ.
+            members: A folder that does not exist yet.
+        """
+        source = self._of(recipe, params)
+        try:
+            data = json.loads((source / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        with replaced_folder(members) as new:
+            shutil.copytree(source / "members", new, copy_function=_link, dirs_exist_ok=True)
+        trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
+        history = tuple((step, values) for step, values in data["history"])
+        return SharedTraining(KeptTrial(**trial), history, data["seconds"])
+
+    def forget(self) -> None:
+        """Remove everything, when no run is left that could need it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _of(self, recipe: Recipe, params: Mapping[str, Any]) -> Path:
+        return self.folder / f"training-{_identity(recipe, params)[:16]}"
+
+
+def needed_twice(recipes: Sequence[Recipe]) -> bool:
+    """Whether more than one of the runs searches with full trainings."""
+    return sum(recipe.trains_in_trials for recipe in recipes) > 1
+
+
+def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
+    """Of everything that a full training of this λ, and its members, depend on."""
+    data = recipe.dump()
+    train = {**data["train"], "arguments": {**data["train"]["arguments"], **params}}
+    decides = {"seed": data["seed"], "task": data["task"], "model": data["model"]}
+    text = json.dumps({**decides, "train": train}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or a file system without links
+        shutil.copy2(source, target)
