@@ -19,6 +19,7 @@ LAYERS = (
     ("training", "optimization"),
     ("methods",),
     ("report",),
+    ("library",),
     ("recipe_sections",),
     ("recipe",),
     ("recipe_file",),

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusetune.errors import FusetuneError
+    from fusetune.library.fusion import fuse
+    from fusetune.library.result import Candidate, Fused
+    from fusetune.library.search import Fusion
+    from fusetune.library.trainers import evaluate_with
     from fusetune.members.export import export
     from fusetune.members.pool import MemberPool
     from fusetune.members.weights import FusionWeights
@@ -17,22 +21,32 @@ if TYPE_CHECKING:
 __version__ = version("fusetune")
 
 __all__ = [
+    "Candidate",
+    "Fused",
     "FusetuneError",
+    "Fusion",
     "FusionWeights",
     "MemberCollector",
     "MemberPool",
     "Objective",
     "__version__",
+    "evaluate_with",
     "export",
+    "fuse",
 ]
 
 _HOMES = {
+    "Candidate": "fusetune.library.result",
+    "Fused": "fusetune.library.result",
     "FusetuneError": "fusetune.errors",
+    "Fusion": "fusetune.library.search",
     "FusionWeights": "fusetune.members.weights",
     "MemberCollector": "fusetune.training.collect",
     "MemberPool": "fusetune.members.pool",
     "Objective": "fusetune.objective",
+    "evaluate_with": "fusetune.library.trainers",
     "export": "fusetune.members.export",
+    "fuse": "fusetune.library.fusion",
 }
 
 

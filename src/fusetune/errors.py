@@ -42,6 +42,10 @@ class RunError(FusetuneError):
     """The run folder cannot be used as asked."""
 
 
+class EvaluateError(FusetuneError):
+    """A function that the caller gave does not do what such a function has to do."""
+
+
 class StageError(FusetuneError):
     """A stage of the run cannot go on (all trials failed, the disk is full, …)."""
 

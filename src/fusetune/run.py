@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from typing import Any
 import yaml
 
 from fusetune.errors import RunError
-from fusetune.members.disk import write_json, write_text
+from fusetune.members.disk import claimed, write_json, write_text
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference
 
@@ -239,27 +237,7 @@ class RunFolder:
         Raises:
             RunError: If another process holds it, or it cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunError(
-                f"The run folder {self.path} cannot be written to: {error.strerror}.",
-                "Give another folder with --out.",
-            ) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunError(
-                    f"{self.path} is in use by {holder}.",
-                    "Wait for it, stop it, or give another folder with --out.",
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
+        with claimed(self.path, "The run folder"):
             yield
 
     def _record(self, stage: str) -> Path:

@@ -41,7 +41,8 @@ def test_a_training_comes_back_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 7}, {"train.members": 4}, {"train.epochs": 1.5}, {"model.max_length": 9}]
+    "changes",
+    [{"seed": 7}, {"train.members": 4}, {"train.epochs": 1.5}, {"model.max_length": 9}],
 )
 def test_what_decides_the_members_tells_trainings_apart(
     recipe: Recipe, kept: SharedTrainings, tmp_path: Path, changes: dict[str, object]

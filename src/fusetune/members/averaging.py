@@ -20,6 +20,9 @@ from fusetune.members.member import Members
 from fusetune.members.points import Mixture, OwnModel, Point
 from fusetune.members.weights import FusionWeights
 
+COUNTER = "num_batches_tracked"
+"""A batch normalisation's count of updates, no parameter; the last member's is kept."""
+
 
 class Average(ABC):
     """θ̄(w) for one pool and one model.
@@ -121,7 +124,7 @@ class Average(ABC):
         Values are flat, valid until the next part, and not yet in the file's dtype.
         """
         for name in self._layout.fixed:
-            yield _whole(name, self.pool.load_tensor(0, name))
+            yield _whole(name, self.pool.load_tensor(self._k - 1, name))
         if isinstance(point, OwnModel):
             self._check_names(point)
             for name, tensor in point.tensors.items():
@@ -230,7 +233,8 @@ class Average(ABC):
     def _check_fixed(self) -> None:
         for name in self._layout.fixed:
             values = [self.pool.load_tensor(i, name) for i in range(self._k)]
-            if not same_bits(values):
+            counter = name.endswith(COUNTER)
+            if not counter and not same_bits(values):
                 raise MemberError(
                     f"{name} is {values[0].dtype} and differs between the members; "
                     "only floating-point tensors can be averaged.",
@@ -238,7 +242,7 @@ class Average(ABC):
                 )
             with torch.no_grad():
                 for target in self.targets[name]:
-                    target.copy_(values[0])
+                    target.copy_(values[-1])
 
     def _check_tied(self) -> None:
         if self._model is None:

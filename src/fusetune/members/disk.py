@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusetune.errors import StageError
+from fusetune.errors import RunError, StageError
 
 MARGIN = 32 * 2**20  # bytes left free: configuration, tokenizer, the file system's own needs
 
@@ -110,6 +111,40 @@ def replaced_file(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder, made if need be; released when the process ends, however it ends.
+
+    Args:
+        folder: What this process alone may write to.
+        what: How messages call it.
+
+    Raises:
+        RunError: If another process holds it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{what} {folder} cannot be written to: {error.strerror}.", "Give another folder."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(
+                f"{folder} is in use by {holder}.",
+                "Wait for it, stop it, or give another folder.",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
 
 
 @contextlib.contextmanager

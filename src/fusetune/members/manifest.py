@@ -29,14 +29,14 @@ class Manifest:
 
     Attributes:
         step: Optimiser steps done.
-        epoch: The same in passes over the training data.
+        epoch: The same in passes over the training data; None if not known.
         files: File name → record, for every weight file and shard index.
         values: Validation values measured while training, if any; NaN where JSON has null.
         trajectory: Number of the training run, from 1; None where there is only one.
     """
 
     step: int
-    epoch: float
+    epoch: float | None
     files: Mapping[str, FileRecord]
     values: Mapping[str, float] = field(default_factory=dict)
     trajectory: int | None = None
@@ -46,7 +46,7 @@ def write_manifest(
     folder: str | Path,
     *,
     step: int,
-    epoch: float,
+    epoch: float | None,
     values: Mapping[str, float] | None = None,
     trajectory: int | None = None,
 ) -> Manifest:
@@ -55,7 +55,7 @@ def write_manifest(
     Args:
         folder: Holds `*.safetensors` and, if sharded, their index.
         step: Optimiser steps done.
-        epoch: The same in passes over the training data.
+        epoch: The same in passes over the training data, if known.
         values: Validation values; those that are not finite are stored as null.
         trajectory: Number of the training run, from 1, where there are several.
 
@@ -71,7 +71,8 @@ def write_manifest(
     for path in folder.iterdir():
         sync(path)
     files = {p.name: FileRecord(file_sha256(p), p.stat().st_size) for p in weights}
-    manifest = Manifest(int(step), float(epoch), files, dict(values or {}), trajectory)
+    passes = None if epoch is None else float(epoch)
+    manifest = Manifest(int(step), passes, files, dict(values or {}), trajectory)
     write_json(folder / MANIFEST, _json(manifest))
     return manifest
 
@@ -126,10 +127,10 @@ def _json(manifest: Manifest) -> dict[str, Any]:
 
 def _parse(raw: Mapping[str, Any]) -> Manifest:
     values = raw.get("values") or {}
-    trajectory = raw.get("trajectory")
+    trajectory, epoch = raw.get("trajectory"), raw["epoch"]
     return Manifest(
         step=int(raw["step"]),
-        epoch=float(raw["epoch"]),
+        epoch=None if epoch is None else float(epoch),
         files={
             str(name): FileRecord(str(record["sha256"]), int(record["bytes"]))
             for name, record in raw["files"].items()

@@ -8,6 +8,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.racing import Dropped, StagedScorer, race
 from fusetune.members.pool import MemberPool
@@ -134,6 +135,8 @@ def rival(name: str) -> FusionMethod:
 
 def _result(study: optuna.Study, evaluator: Evaluator) -> FusionResult:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not trials:
+        raise NoResultError(f"No trial of study {study.study_name!r} led to a value.")
     names = [o.name for o in evaluator.objectives]
     values = [dict(zip(names, t.values, strict=True)) for t in trials]
     maximised = to_maximise(values, evaluator.objectives)

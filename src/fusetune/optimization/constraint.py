@@ -52,8 +52,12 @@ class Constraint:
         return ", ".join([*map(str, self.bounds), f"{self.direction} {self.goal}"])
 
     @classmethod
-    def parse(cls, text: str) -> Constraint:
+    def parse(cls, text: str, where: str = "fuse.constraint") -> Constraint:
         """Read a constraint; nothing in it is ever executed.
+
+        Args:
+            text: Of the user.
+            where: What messages call it.
 
         Raises:
             RecipeError: If it is not `bounds and one goal`.
@@ -65,18 +69,22 @@ class Constraint:
                 goals.append((goal["direction"], goal["name"]))
             elif bound := _BOUND.fullmatch(part):
                 bounds.append(
-                    Bound(bound["name"], bound["sign"] == "<=", _number(bound["limit"], part))
+                    Bound(
+                        bound["name"],
+                        bound["sign"] == "<=",
+                        _number(bound["limit"], part, where),
+                    )
                 )
             else:
-                raise RecipeError(f"fuse.constraint takes {GRAMMAR}; {part!r} is neither.")
+                raise RecipeError(f"{where} takes {GRAMMAR}; {part!r} is neither.")
         if not bounds or len(goals) != 1:
             raise RecipeError(
-                f"fuse.constraint takes {GRAMMAR}; {text!r} has {len(bounds)} bounds and "
+                f"{where} takes {GRAMMAR}; {text!r} has {len(bounds)} bounds and "
                 f"{len(goals)} goals."
             )
         return cls(tuple(bounds), goals[0][1], goals[0][0])
 
-    def check(self, objectives: Sequence[Objective]) -> None:
+    def check(self, objectives: Sequence[Objective], where: str = "fuse.constraint") -> None:
         """Compare with what is measured.
 
         Raises:
@@ -86,12 +94,12 @@ class Constraint:
         for name in (*(b.name for b in self.bounds), self.goal):
             if name not in known:
                 raise RecipeError(
-                    f"fuse.constraint: no objective {name!r}{closest(name, known)} "
+                    f"{where}: no objective {name!r}{closest(name, known)} "
                     f"(known: {', '.join(known)})."
                 )
         if not known[self.goal].direction.startswith(self.direction):
             raise RecipeError(
-                f"fuse.constraint: {self.goal} is to be {known[self.goal].direction}d, "
+                f"{where}: {self.goal} is to be {known[self.goal].direction}d, "
                 f"not {self.direction} {self.goal}."
             )
 
@@ -114,11 +122,11 @@ class Constraint:
         return total
 
 
-def _number(text: str, part: str) -> float:
+def _number(text: str, part: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise RecipeError(f"fuse.constraint: {part!r} needs a number after its sign.")
+        raise RecipeError(f"{where}: {part!r} needs a number after its sign.")
     return value

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_model
 from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
@@ -21,6 +22,7 @@ from transformers import (
 from fusetune.errors import StageError
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.manifest import write_manifest
+from fusetune.members.member import SINGLE
 
 
 def plan_steps(total: int, members: int, collect_from: float) -> tuple[int, ...]:
@@ -61,6 +63,8 @@ class MemberCollector(TrainerCallback):
         tokenizer: Saved with each member if given, so that each is usable by itself.
         trajectory: Number of this training run, from 1, where several share the folder; its
             members are `folder/trajectory-1-step-000123/`.
+        total_steps: Optimiser steps of a training loop of one's own, which calls `step`; a
+            `Trainer` says it by itself.
 
     Raises:
         StageError: At the start of the training, if the window is too short for k members
@@ -74,13 +78,16 @@ class MemberCollector(TrainerCallback):
         collect_from: float = 0.5,
         tokenizer: PreTrainedTokenizerBase | None = None,
         trajectory: int | None = None,
+        total_steps: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.members = members
         self.collect_from = collect_from
         self.tokenizer = tokenizer
         self.trajectory = trajectory
+        self.total_steps = total_steps
         self.steps: tuple[int, ...] = ()
+        self._taken = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,16 +103,18 @@ class MemberCollector(TrainerCallback):
     ) -> None:
         """Plan the steps, drop members of a cut-off trajectory, check the disk."""
         self.steps = plan_steps(state.max_steps, self.members, self.collect_from)
-        if not state.is_world_process_zero:
-            return
+        if state.is_world_process_zero:
+            self._prepare(kwargs["model"], state.global_step)
+
+    def _prepare(self, model: nn.Module, taken: int) -> None:
+        """Drop members of steps after `taken`; check that the others find space."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = member_name(0, self.trajectory).rstrip("0")
         for path in self.folder.iterdir():
             unfinished = path.name.startswith(f".{own}")
-            if unfinished or (_step(path, own) or 0) > state.global_step:
+            if unfinished or (_step(path, own) or 0) > taken:
                 shutil.rmtree(path)
-        left = sum(step > state.global_step for step in self.steps)
-        model: nn.Module = kwargs["model"]
+        left = sum(step > taken for step in self.steps)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         require_space(self.folder, left * size)
 
@@ -120,12 +129,44 @@ class MemberCollector(TrainerCallback):
         if state.global_step in self.steps and state.is_world_process_zero:
             self.save(kwargs["model"], state.global_step, state.epoch or 0.0)
 
-    def save(self, model: nn.Module, step: int, epoch: float) -> Path:
+    def step(self, model: nn.Module) -> Path | None:
+        """Count one optimiser step of a training loop of one's own.
+
+        Returns:
+            The folder of the member, if this step is one of the planned ones.
+
+        Raises:
+            StageError: At the first step, as in a `Trainer`; or if there are more steps than
+                `total_steps`, or that is not known.
+        """
+        if self.total_steps is None:
+            raise StageError(
+                "A MemberCollector needs the number of optimiser steps to plan the members.",
+                "Give total_steps=epochs * len(loader).",
+            )
+        if self._taken == 0:
+            self.steps = plan_steps(self.total_steps, self.members, self.collect_from)
+            self._prepare(model, 0)
+        self._taken += 1
+        if self._taken > self.total_steps:
+            raise StageError(
+                f"The training took more steps than the {self.total_steps} of total_steps: the "
+                "members are not those of its last part.",
+                "Give the number of optimiser steps of the whole training.",
+            )
+        if self._taken not in self.steps:
+            return None
+        return self.save(model, self._taken)
+
+    def save(self, model: nn.Module, step: int, epoch: float | None = None) -> Path:
         """Write one member atomically and return its folder."""
         final = self.folder / member_name(step, self.trajectory)
         with replaced_folder(final) as temporary:
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
-            inner.save_pretrained(temporary)
+            if hasattr(inner, "save_pretrained"):
+                inner.save_pretrained(temporary)
+            else:  # a plain module; tied tensors are written once
+                save_model(inner, str(temporary / SINGLE))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
             write_manifest(temporary, step=step, epoch=epoch, trajectory=self.trajectory)

@@ -1,0 +1,1 @@
+"""fusetune as a library: checkpoints and any function of a model in, a fused model out."""
