@@ -95,13 +95,16 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="Weights of your own, comma-separated, one per member.")
     ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="Of adapters: merged, adapter or adapter-svd:RANK.")
+    ] = None,
 ) -> None:
     """Write the model of another method, or of weights of your own."""
     with errors():
         from fusetune.pipeline import export_model
         from fusetune.pipeline.display import Display
 
-        export_model(folder, out, method=method, weights=weights, display=Display())
+        export_model(folder, out, method=method, weights=weights, display=Display(), form=form)
 
 
 @app.command()

@@ -10,16 +10,20 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
 from fusetune.recipe_sections import (
+    CompareSection,
+    ExecutorSection,
+    ExportText,
     ModelSection,
     PrefixCacheSection,
     Range,
     Section,
     TaskSection,
     Variant,
+    lora_problems,
 )
 
 __all__ = ["PROCEDURES", "Recipe", "Variant"]
@@ -124,6 +128,12 @@ class FuseSection(Section):
     averaging: Literal["auto", "resident", "host", "streaming"] = Field(
         "auto", description="Where members are kept while they are averaged."
     )
+    adapters: Literal["exact", "factors"] = Field(
+        "exact", description="factors averages A and B of LoRA apart, as some papers do."
+    )
+    export: ExportText = Field(
+        "merged", description="Of adapters: merged, adapter, or adapter-svd:RANK."
+    )
     racing: bool = Field(
         False, description="Drop a w as soon as a part of the split shows it dominated."
     )
@@ -173,24 +183,6 @@ class FuseSection(Section):
         return list(dict.fromkeys(self.sampler if m == "mobo" else m for m in self.methods))
 
 
-class CompareSection(Section):
-    """What `fusetune compare` alone needs."""
-
-    learning_rates: list[float] = Field(
-        default_factory=lambda: [1e-5, 2e-5, 3e-5],
-        min_length=1,
-        description="The grid of the row grid.",
-    )
-
-
-class ExecutorSection(BaseModel):
-    """Where evaluations run; further keys are the executor's own options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    kind: str = "serial"
-
-
 class Recipe(Section):
     """Everything that a run depends on."""
 
@@ -213,6 +205,13 @@ class Recipe(Section):
             *_unknown_arguments("search.space", self.search.space),
             *_objective_problems(self.search.objective),
             *_trajectory_problems(self),
+            *lora_problems(
+                self.model,
+                self.search.variant,
+                self.fuse.export,
+                self.fuse.adapters,
+                self.fuse.averaging,
+            ),
         ]
         if self.fuse.evaluations < self.train.members:
             problems.append(

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from fusetune.errors import RecipeError
 
 Scalar = bool | int | float | str | None
 SplitName = Literal["train", "validation", "test"]
+
+
+def _known_form(value: str) -> str:
+    from fusetune.members.adapter_export import ExportForm
+
+    try:
+        ExportForm.parse(value)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+ExportText = Annotated[str, AfterValidator(_known_form)]
 
 
 class Section(BaseModel):
@@ -62,6 +84,23 @@ class TaskSection(Section):
         return [value] if isinstance(value, str) else value
 
 
+class LoraSection(Section):
+    """Low-rank adapters, by PEFT; a new classifier's head always trains beside them."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0, description="Of the scaling alpha/r; rank if none.")
+    target_modules: list[str] | str | None = Field(
+        None, description="Names, a regular expression or all-linear; PEFT's choice if none."
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    rslora: bool = Field(False, description="Scale by alpha/sqrt(r).")
+    dora: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    modules_to_save: list[str] = Field(default_factory=list)
+    bias: Literal["none", "all", "lora_only"] = "none"
+
+
 class ModelSection(Section):
     """Which network, and in which precision it computes."""
 
@@ -76,6 +115,17 @@ class ModelSection(Section):
         False, description="Consent to load .bin/.pt weights (weights_only) if need be."
     )
     trust_remote_code: bool = False
+    gguf_file: str | None = Field(
+        None, description="Name of a GGUF file in the folder, or at the hub."
+    )
+    lora: LoraSection | None = Field(
+        None, description="Train adapters instead of the weights; a number is the rank."
+    )
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _a_number_is_a_rank(cls, value: object) -> object:
+        return {"rank": value} if isinstance(value, int) else value
 
 
 class Range(Section):
@@ -105,9 +155,24 @@ class Range(Section):
 
 
 class Variant(Section):
-    """A light variant of the model: its first layers and its embeddings do not train."""
+    """A light variant of the model: first layers and embeddings frozen, or a low rank."""
 
-    freeze_layers: int = Field(ge=1)
+    freeze_layers: int | None = Field(None, ge=1)
+    lora_rank: int | Literal["auto"] | None = Field(
+        None, description="Of the search, with model.lora; auto is a sixteenth of its rank."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Variant:
+        if (self.freeze_layers is None) == (self.lora_rank is None):
+            raise ValueError("give either freeze_layers or lora_rank")
+        if isinstance(self.lora_rank, int) and self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")
+        return self
+
+    def rank_of(self, full: int) -> int:
+        """The rank of the search for a full rank, with `lora_rank`."""
+        return max(1, full // 16) if self.lora_rank in ("auto", None) else int(self.lora_rank)
 
 
 class PrefixCacheSection(Section):
@@ -117,3 +182,60 @@ class PrefixCacheSection(Section):
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="float16 takes half the space and rounds."
     )
+
+
+class CompareSection(Section):
+    """What `fusetune compare` alone needs."""
+
+    learning_rates: list[float] = Field(
+        default_factory=lambda: [1e-5, 2e-5, 3e-5],
+        min_length=1,
+        description="The grid of the row grid.",
+    )
+
+
+class ExecutorSection(BaseModel):
+    """Where evaluations run; further keys are the executor's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = "serial"
+
+
+def lora_problems(
+    model: ModelSection, variant: Variant | str, export: str, adapters: str, averaging: str
+) -> list[str]:
+    """What of a recipe does not go together with model.lora, or without it.
+
+    The last three are of the section fuse.
+    """
+    lora, light = model.lora, variant if isinstance(variant, Variant) else None
+    low = light is not None and light.lora_rank is not None
+    problems = []
+    if lora is None:
+        if low:
+            problems.append("search.variant.lora_rank: of model.lora, which is not set")
+        if export != "merged" or adapters != "exact":
+            problems.append("fuse.export, fuse.adapters: for adapters; model.lora is not set")
+        return problems
+    if averaging != "auto" and (export != "merged" or adapters != "exact"):
+        problems.append(
+            f"fuse.averaging: {averaging} is of merged weights; fuse.export and fuse.adapters "
+            "need auto"
+        )
+    if lora.dora and (adapters == "factors" or ":" in export):
+        problems.append(
+            "model.lora.dora: averages of DoRA are exact, and not cut to a rank; leave "
+            "fuse.adapters at exact and fuse.export at merged or adapter"
+        )
+    if light is not None and not low:
+        problems.append(
+            "search.variant.freeze_layers: with model.lora all layers are frozen; "
+            "give lora_rank"
+        )
+    elif light is not None and light.rank_of(lora.rank) >= lora.rank:
+        problems.append(
+            f"search.variant.lora_rank: {light.rank_of(lora.rank)} is not below "
+            f"model.lora.rank: {lora.rank}"
+        )
+    return problems

@@ -132,6 +132,20 @@ def _trials(folder: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
+def test_killed_while_adapters_are_trained_and_fused(tiny_recipe: str, tmp_path: Path) -> None:
+    lora = ["model.lora={rank: 4}", "search.variant={lora_rank: 1}", "search.trials=2"]
+    recipe = dump(tiny_recipe, *lora)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert not _kill_when(recipe, whole, lambda _: False)
+    for name in ("training", "collecting", "last member", "inner search", "fused model"):
+        assert _kill_when(recipe, cut, MOMENTS[name])
+    assert not _kill_when(recipe, cut, lambda _: False)
+    assert _figures(cut) == _figures(whole)
+    weights = [(f / "fused/model.safetensors").read_bytes() for f in (whole, cut)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
 def test_killed_in_every_stage(tiny_recipe: str, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert not _kill_when(tiny_recipe, whole, lambda _: False)

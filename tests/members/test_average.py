@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fusetune.errors import MemberError
 from fusetune.members import average as module
+from fusetune.members import streaming
 from fusetune.members.average import Average, ResidentAverage, StreamingAverage, plan
 from fusetune.members.memory import available_bytes, required_bytes
 from fusetune.members.pool import MemberPool
@@ -137,6 +138,7 @@ class TestArithmetic:
         weights = FusionWeights.normalised((0.1, 0.0, 0.3, 0.2, 0.4))
         whole = in_model(ResidentAverage(pool, nn.Linear(301, 70)), weights)
         monkeypatch.setattr(module, "TILE", 4096)
+        monkeypatch.setattr(streaming, "TILE", 4096)
         for threads, form in (
             (1, ResidentAverage),
             (2, ResidentAverage),
@@ -203,7 +205,8 @@ class TestGradientProducts:
         dtype: torch.dtype,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(module, "TILE", 256)  # tensors that cross tiles
+        for form_module in (module, streaming):
+            monkeypatch.setattr(form_module, "TILE", 256)  # tensors that cross tiles
         pool = MemberPool.open(save_members(k=4, dtype=dtype))
         average = form(pool, bert)
         for weights in (FusionWeights.uniform(4), FusionWeights((0.0, 0.7, 0.0, 0.3))):

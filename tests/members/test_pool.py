@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fusetune.errors import MemberError
 from fusetune.members.manifest import read_manifest, write_manifest
+from fusetune.members.member import Member
 from fusetune.members.pool import MemberPool, inspect
 
 Edit = Callable[[Path, Callable[[dict[str, Tensor]], None]], None]
@@ -235,7 +236,7 @@ class TestDamage:
         folder = copied_members / "step-20"
         (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
         with pytest.raises(MemberError, match="step-20 holds a LoRA adapter"):
-            MemberPool.open(copied_members)
+            Member.open(folder)
 
     def test_a_config_that_is_not_json(self, copied_members: Path) -> None:
         (copied_members / "step-20" / "config.json").write_text("{")

@@ -75,8 +75,7 @@ def aligned_average(pool: Members, *, regularisation: float | None = None) -> Al
         StageError: If the architecture is not supported; before any tensor is read.
         MemberError: If a file cannot be read any more.
     """
-    first = pool.members[0]
-    blocks = find_blocks(first.config, {n: info.shape for n, info in first.tensors.items()})
+    blocks = find_blocks(pool.config, {n: info.shape for n, info in pool.tensors.items()})
     k = len(pool.members)
     movements = {block.kind: [Movement() for _ in range(k - 1)] for block in blocks}
     result: dict[str, Tensor] = {}
@@ -90,9 +89,9 @@ def aligned_average(pool: Members, *, regularisation: float | None = None) -> Al
             for name, mean in means.items():
                 mean.add(aligned.tensors[name])
         result |= {name: mean.rounded() for name, mean in means.items()}
-    for name in first.tensors.keys() - result.keys():
+    for name in pool.tensors.keys() - result.keys():
         result[name] = _plain_average(pool, name)
-    return AlignedAverage({name: result[name] for name in first.tensors}, movements)
+    return AlignedAverage({name: result[name] for name in pool.tensors}, movements)
 
 
 class _Mean:

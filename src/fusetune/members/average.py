@@ -1,36 +1,43 @@
 """θ̄(w) = Σ w_i θ_i, or a model of its own, into a model or as a state dict.
 
-Two forms with one interface and one kernel. `ResidentAverage` holds all members in memory
-and the model's parameters are views on one flat buffer, so that a new w costs one pass over
-the members at memory speed. `StreamingAverage` reads the members' files each time and needs
-almost no memory. Both give the same bits on a CPU. Tensors that are equal in all members are
-kept once and not averaged.
+Two forms with one interface and one kernel, and a third for adapters (`adapter_average`).
+`ResidentAverage` holds all members in memory and the model's parameters are views on one flat
+buffer, so that a new w costs one pass over the members at memory speed. `StreamingAverage`
+reads the members' files each time and needs almost no memory. Both give the same bits on a
+CPU. Tensors that are equal in all members are kept once and not averaged.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
+from fusetune.members.adapter_average import AdapterAverage
 from fusetune.members.averaging import Average
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
-from fusetune.members.binding import write
 from fusetune.members.kernel import Mix
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
 from fusetune.members.points import Mixture, OwnModel
+from fusetune.members.pool import MemberPool
+from fusetune.members.streaming import StreamingAverage
 
-__all__ = ["Average", "ResidentAverage", "StreamingAverage", "build", "plan"]
+__all__ = [
+    "AdapterAverage",
+    "Average",
+    "ResidentAverage",
+    "StreamingAverage",
+    "build",
+    "for_files",
+    "plan",
+]
 
 logger = logging.getLogger(__name__)
 
 DEVICE_TILE = 1 << 20  # columns; on an accelerator, fewer and larger calls
 CPU = torch.device("cpu")
-READERS = 4  # threads; a disk is faster with several requests at hand
 
 
 class ResidentAverage(Average):
@@ -121,65 +128,6 @@ class ResidentAverage(Average):
             target.data = part
 
 
-class StreamingAverage(Average):
-    """Members stay on the disk; the average is written into the model's own tensors.
-
-    Needs two times k tiles of memory (some megabytes) and reads the members of non-zero
-    weight once per call: several of them at once, one tile ahead of the arithmetic.
-
-    Args:
-        pool: k members.
-        model: On any device; sums are made on the CPU. None to write files only.
-    """
-
-    def __init__(self, pool: Members, model: nn.Module | None) -> None:
-        super().__init__(pool, model, TILE, CPU)
-
-    def _mix_into_model(self, weights: Mixture) -> None:
-        with torch.no_grad():
-            for group, tile, total in self._tiles(weights):
-                for piece in group.pieces(tile):
-                    for target in self.targets[piece.name]:
-                        write(target, piece.tensor, total[piece.tile])
-
-    def _all_rows(self, group: Group, mix: Mix) -> Iterator[Tensor]:
-        """`_rows` of every tile, the next one being read while one is used."""
-        with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as ahead:
-            scratch = [self._scratch(group), self._scratch(group)]
-
-            def read(tile: int) -> Tensor:
-                return self._fill(scratch[tile % 2], group, tile, mix, readers)
-
-            coming = ahead.submit(read, 0)
-            for tile in range(group.num_tiles):
-                rows = coming.result()
-                if tile + 1 < group.num_tiles:
-                    coming = ahead.submit(read, tile + 1)
-                yield rows
-
-    def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
-        with ThreadPoolExecutor(READERS) as readers:
-            return self._fill(self._scratch(group), group, tile, mix, readers)
-
-    def _scratch(self, group: Group) -> Tensor:
-        return torch.zeros(self._k, group.tile, dtype=group.dtype)
-
-    def _fill(
-        self, scratch: Tensor, group: Group, tile: int, mix: Mix, readers: ThreadPoolExecutor
-    ) -> Tensor:
-        columns = group.columns(tile)
-        rows = scratch[:, : columns.stop - columns.start]
-        pieces = list(group.pieces(tile))
-
-        def read(i: int) -> None:
-            for piece in pieces:
-                self.pool.read_part(i, piece.name, piece.tensor, rows[i, piece.tile])
-
-        for _ in readers.map(read, mix.members()):
-            pass
-        return rows
-
-
 def plan(
     pool: Members,
     model: nn.Module,
@@ -187,6 +135,7 @@ def plan(
     device: str | torch.device = CPU,
     limit: int | None = None,
     form: Form | None = None,
+    apart: bool = False,
 ) -> Average:
     """The fastest form whose memory is there; see `averaging_plan.choose`.
 
@@ -196,18 +145,35 @@ def plan(
         device: Where the model is evaluated.
         limit: Bytes that members may take; by default most of what is free.
         form: To have this form whatever fits.
+        apart: Average the factors A and B of adapters apart, which is not exact.
     """
-    return build(choose(pool, device=device, limit=limit, form=form), pool, model, device)
+    planned = choose(pool, device=device, limit=limit, form=form)
+    return build(planned, pool, model, device, apart=apart)
+
+
+def for_files(pool: MemberPool, *, apart: bool = False) -> Average:
+    """An average without a model, for writing files: nothing of whole models is kept."""
+    if pool.adapters is not None:
+        return AdapterAverage(pool, None, apart=apart)
+    return StreamingAverage(pool, None)
 
 
 def build(
-    planned: AveragingPlan, pool: Members, model: nn.Module, device: str | torch.device = CPU
+    planned: AveragingPlan,
+    pool: Members,
+    model: nn.Module,
+    device: str | torch.device = CPU,
+    *,
+    apart: bool = False,
 ) -> Average:
     """The average that a plan describes; the model is moved to `device`.
 
     If the memory is not there after all, the members are read from the disk.
     """
     device = torch.device(device)
+    if planned.form == "adapters":
+        assert isinstance(pool, MemberPool)
+        return AdapterAverage(pool, model, device=device, apart=apart)
     if planned.form != "streaming":
         try:
             return ResidentAverage(pool, model, device=device, host=planned.form == "host")

@@ -48,7 +48,7 @@ class Average(ABC):
         self._model = model
         self._device = device
         self._k = len(pool.members)
-        tensors = pool.members[0].tensors
+        tensors = pool.tensors
         self.targets: Mapping[str, tuple[Tensor, ...]] = (
             dict.fromkeys(tensors, ()) if model is None else bind(model, tensors)
         )
@@ -78,6 +78,11 @@ class Average(ABC):
             check_length(point, self._k)
             self._write_constants(scale_of(point))
             self._mix_into_model(point)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the model is linear in w, so that `gradient_products` is its gradient."""
+        return True
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +117,7 @@ class Average(ABC):
         """
         result = {
             name: torch.empty(info.shape, dtype=info.dtype)
-            for name, info in self.pool.members[0].tensors.items()
+            for name, info in self.pool.tensors.items()
         }
         for name, part, values in self.parts(point):
             result[name].view(-1)[part].copy_(values)
@@ -133,6 +138,10 @@ class Average(ABC):
         check_length(point, self._k)
         for name in self._layout.constant:
             yield _whole(name, self._constant(name, scale_of(point)))
+        yield from self._mixed_parts(point)
+
+    def _mixed_parts(self, point: Mixture) -> Iterator[tuple[str, slice, Tensor]]:
+        """`parts` of what is averaged."""
         for group, tile, total in self._tiles(point):
             for piece in group.pieces(tile):
                 yield piece.name, piece.tensor, total[piece.tile]
@@ -146,12 +155,7 @@ class Average(ABC):
         rounding to 16 bits counts as the identity. One pass over the members, like an
         average, and no memory besides the model's gradient.
         """
-        products = torch.zeros(self._k, dtype=torch.float64, device=self._device)
-        for name in self._layout.constant:
-            gradient = part_of_gradient(self.targets[name], slice(None))
-            if gradient is not None:
-                value = self.pool.load_tensor(0, name).view(-1).to(gradient)
-                products += torch.dot(gradient, value)
+        products = self._constant_products().to(self._device)
         everyone = FusionWeights.uniform(self._k)
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
             mix = Mix.of(everyone, group.accumulator, self._device)
@@ -164,6 +168,16 @@ class Average(ABC):
                     rows = self._rows(group, tile, mix) if rows is None else rows
                     products += kernel.products(rows[:, piece.tile], gradient)
         return products.cpu().numpy()
+
+    def _constant_products(self) -> Tensor:
+        """The share of the constant tensors in the products, `k`, the same for every member."""
+        products = torch.zeros(self._k, dtype=torch.float64)
+        for name in self._layout.constant:
+            gradient = part_of_gradient(self.targets[name], slice(None))
+            if gradient is not None:
+                value = self.pool.load_tensor(0, name).reshape(-1).to(gradient)
+                products += torch.dot(gradient, value).cpu()
+        return products
 
     def member_tiles(self) -> Iterator[Tensor]:
         """All members side by side, tile after tile: `k x n` each, as stored.
@@ -205,7 +219,7 @@ class Average(ABC):
     def _check_names(self, own: OwnModel) -> None:
         expected = {
             name: info.shape
-            for name, info in self.pool.members[0].tensors.items()
+            for name, info in self.pool.tensors.items()
             if info.dtype.is_floating_point
         }
         given = {name: tuple(tensor.shape) for name, tensor in own.tensors.items()}
@@ -247,7 +261,7 @@ class Average(ABC):
     def _check_tied(self) -> None:
         if self._model is None:
             return
-        for names in tied_names(self._model, self.pool.members[0].tensors):
+        for names in tied_names(self._model, self.pool.tensors):
             for i, member in enumerate(self.pool.members):
                 if not same_bits(self.pool.load_tensor(i, name) for name in names):
                     raise MemberError(

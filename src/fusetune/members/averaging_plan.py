@@ -12,10 +12,11 @@ import torch
 
 from fusetune.errors import MemberError
 from fusetune.members.member import Members
-from fusetune.members.memory import available_bytes, block_bytes, buffer_bytes
+from fusetune.members.memory import adapter_bytes, available_bytes, block_bytes, buffer_bytes
+from fusetune.members.pool import MemberPool
 
-Form = Literal["resident", "host", "streaming"]
-FORMS: tuple[Form, ...] = ("resident", "host", "streaming")
+Form = Literal["resident", "host", "streaming", "adapters"]
+FORMS: tuple[Form, ...] = ("resident", "host", "streaming", "adapters")
 SHARE = 0.8  # of the free memory that members may take
 PROBE = 1 << 26  # bytes that are read to measure a rate
 CPU = torch.device("cpu")
@@ -27,7 +28,8 @@ class AveragingPlan:
 
     Attributes:
         form: "resident" (beside the model, on its device), "host" (in the host's pinned
-            memory, the model on an accelerator) or "streaming" (on the disk).
+            memory, the model on an accelerator), "streaming" (on the disk) or "adapters"
+            (their factors and the adapted base weights beside the model).
         members: k.
         parameters: P, of one member; those that are equal in all members are not counted.
         needed: Bytes of memory that the form takes, besides the model.
@@ -54,6 +56,7 @@ class AveragingPlan:
             "resident": "in memory",
             "host": "in the host's memory",
             "streaming": "on the disk",
+            "adapters": "as adapters beside their base",
         }[self.form]
         return (
             f"{self.members} members of {self.parameters / 1e6:.1f} M parameters {place}: "
@@ -75,7 +78,8 @@ def choose(
         pool: k members.
         device: Where the model is evaluated.
         limit: Bytes that members may take; by default `SHARE` of what is free.
-        form: To have this form whatever fits.
+        form: To have this form whatever fits. Adapters have one of their own; in another,
+            their merged weights are averaged.
 
     Raises:
         MemberError: If `form` is "host" without an accelerator.
@@ -87,6 +91,14 @@ def choose(
             "the CPU.",
             "Choose the form resident or streaming.",
         )
+    if (
+        isinstance(pool, MemberPool)
+        and pool.adapters is not None
+        and form in (None, "adapters")
+    ):
+        needed = adapter_bytes(pool.adapters)
+        rate = _memory_rate(device)
+        return _planned(pool, "adapters", needed, available_bytes(device), needed, rate)
     block, buffers = block_bytes(pool), buffer_bytes(pool)
     needs: dict[Form, tuple[int, torch.device]] = {"resident": (block + buffers, device)}
     if device.type != "cpu":
@@ -103,7 +115,7 @@ def choose(
 def _planned(
     pool: Members, form: Form, needed: int, free: int, read: int, rate: float
 ) -> AveragingPlan:
-    tensors = pool.members[0].tensors
+    tensors = pool.tensors
     parameters = sum(
         info.numel
         for name, info in tensors.items()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.header import TensorInfo
+from fusetune.members.header import TensorSpec
 from fusetune.members.points import Mixture
 
 SHOWN = 10
@@ -18,7 +18,7 @@ HINT = (
 )
 
 
-def bind(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Tensor, ...]]:
+def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[Tensor, ...]]:
     """Name in the members' files → the model's tensors that take its value.
 
     A tied tensor stands once in the files and under several names in the model; it is one
@@ -64,7 +64,7 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple
     return targets
 
 
-def tied_names(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> list[tuple[str, ...]]:
+def tied_names(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> list[tuple[str, ...]]:
     """Groups of two or more names in the files that are one tensor in the model."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():

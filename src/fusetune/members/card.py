@@ -46,6 +46,7 @@ def model_card(
     license: str | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     tags: Sequence[str] = (),
+    adapter: bool = False,
 ) -> str:
     """Render the card.
 
@@ -64,6 +65,7 @@ def model_card(
         metrics: Split → metric → value, natural sign; values that are not finite are
             left out. With `dataset` and `pipeline_tag`, they become the card's model-index.
         tags: Added to "merge" and "fusetune".
+        adapter: Whether the folder holds a LoRA adapter.
     """
     finite = [
         (split, metric, float(value))
@@ -75,7 +77,7 @@ def model_card(
     values = (0.0,) * len(pool.members) if isinstance(point, OwnModel) else point.values
     results = _eval_results(finite, dataset, pipeline_tag)
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         model_name=name if results else None,
         base_model=base_model if base_model and _on_hub(base_model) else None,
         datasets=dataset if dataset and _on_hub(dataset) else None,
@@ -93,7 +95,9 @@ def model_card(
         "method": method,
         "task": task,
         "base_model": Path(base_model).name if base_model else None,
-        "auto_class": _auto_class(pool.members[0].config),
+        "auto_class": _auto_class(pool.config),
+        "adapter": adapter,
+        "base_location": json.dumps(base_model or "BASE MODEL", ensure_ascii=False),
         "metrics": [(split, metric, f"{value:.4f}") for split, metric, value in finite],
         "members": [
             {"name": member.name, "step": member.step, "weight": weight}

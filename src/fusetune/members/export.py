@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from fusetune.errors import StageError
-from fusetune.members.average import Average
+from fusetune.members.adapter_export import ExportForm, write_adapter
+from fusetune.members.average import AdapterAverage, Average
 from fusetune.members.card import model_card
 from fusetune.members.disk import (
     full_disk_is_an_error,
@@ -25,9 +26,10 @@ from fusetune.members.points import OwnModel, Point, to_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.writer import write_average
 
-__all__ = ["FUSION", "export", "model_card"]
+__all__ = ["FUSION", "ExportForm", "export", "model_card"]
 
 FUSION = "fusion.json"
+MERGED = ExportForm()
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,8 +58,11 @@ def export(
     card: str | None = None,
     extra: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "5GB",
+    form: ExportForm = MERGED,
 ) -> Path:
     """Write the fused model so that `from_pretrained(folder)` gives what was evaluated.
+
+    Adapters are merged into their base, unless `form` asks for one adapter.
 
     Files: model.safetensors (or shards and their index), config.json,
     generation_config.json, the tokenizer's, README.md and fusion.json. They are written
@@ -73,12 +78,14 @@ def export(
         card: README.md; by default `model_card` without metrics.
         extra: More keys for fusion.json, such as "method" and "validation".
         max_shard_size: Largest weight file, in bytes or as "5GB".
+        form: Of adapters: merged, one exact adapter, or one of a lower rank.
 
     Returns:
         The folder.
 
     Raises:
-        StageError: If the disk is too small, or the folder holds something else.
+        StageError: If the disk is too small, the folder holds something else, or the point
+            cannot be written in that form.
         ValueError: If `extra` has a key that fusion.json has already.
     """
     folder = Path(folder)
@@ -87,17 +94,21 @@ def export(
     if clash := record.keys() & (extra or {}).keys():
         raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
     _require_replaceable(folder)
-    require_space(folder, pool.members[0].nbytes)
+    require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
-        write_average(average, point, new, max_shard_size=max_shard_size)
+        if form.adapter:
+            record["adapter"] = _write_adapter(average, point, new, form)
+        else:
+            write_average(average, point, new, max_shard_size=max_shard_size)
+            _write_generation_config(pool, source, new)
         _write_config(pool, source, new)
-        _copy(source, new, "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         else:
             _copy(source, new, *TOKENIZER_FILES)
-        text = card if card is not None else model_card(pool, point, name=folder.name)
-        (new / "README.md").write_text(text, encoding="utf-8")
+        if card is None:
+            card = model_card(pool, point, name=folder.name, adapter=form.adapter)
+        (new / "README.md").write_text(card, encoding="utf-8")
         write_json(new / FUSION, _finite({**record, **(extra or {})}))
     return folder
 
@@ -131,21 +142,46 @@ def _require_replaceable(folder: Path) -> None:
         )
 
 
+def _write_adapter(
+    average: Average, point: Point, new: Path, form: ExportForm
+) -> dict[str, Any]:
+    if not isinstance(average, AdapterAverage):
+        raise StageError(
+            "Whole models cannot be written as an adapter.", hint="Write fuse.export: merged."
+        )
+    return write_adapter(average, point, new, form.rank)
+
+
 def _write_config(pool: MemberPool, source: Path, new: Path) -> None:
     """config.json of the template, with the dtype that the files really have.
 
     `from_pretrained` casts to the configuration's dtype, which would change the numbers.
     """
     path = source / "config.json"
-    if not path.exists():
+    if pool.adapters is not None:
+        config = dict(pool.config)  # of the base, whatever lies beside an adapter
+    elif path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+    else:
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    tensors = pool.members[0].tensors.values()
+    if not config:
+        return
+    tensors = pool.tensors.values()
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype.is_floating_point}
     if len(dtypes) == 1:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes.pop()
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (new / "config.json").write_text(text, encoding="utf-8")
+
+
+def _write_generation_config(pool: MemberPool, source: Path, new: Path) -> None:
+    name = "generation_config.json"
+    base = None if pool.adapters is None else pool.adapters.base.model
+    generation = getattr(base, "generation_config", None)
+    if generation is not None and not (source / name).is_file():
+        generation.save_pretrained(new)
+    else:
+        _copy(source, new, name)
 
 
 def _copy(source: Path, new: Path, *names: str) -> None:

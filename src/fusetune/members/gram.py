@@ -34,7 +34,7 @@ def gram(pool: Members, centre: bool = False, tile: int = TILE) -> NDArray[np.fl
     """
     k = len(pool.members)
     total = torch.zeros(k, k, dtype=torch.float64)
-    for group in lay_out(pool.members[0].tensors, tile).groups:
+    for group in lay_out(pool.tensors, tile).groups:
         buffer = torch.zeros(k, group.tile, dtype=torch.float64)
         for number in range(group.num_tiles):
             rows = _rows(pool, group, number, buffer)

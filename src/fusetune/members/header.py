@@ -34,20 +34,16 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What the header says of one tensor.
+class TensorSpec:
+    """What a tensor is, wherever it stands.
 
     Attributes:
         dtype: As stored.
         shape: As stored.
-        file: The safetensors file that holds it.
-        offset: Of its data in the file, in bytes.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    file: Path
-    offset: int
 
     @property
     def numel(self) -> int:
@@ -62,6 +58,19 @@ class TensorInfo:
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape)) or "scalar"
         return f"{shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo(TensorSpec):
+    """What the header says of one tensor.
+
+    Attributes:
+        file: The safetensors file that holds it.
+        offset: Of its data in the file, in bytes.
+    """
+
+    file: Path
+    offset: int
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

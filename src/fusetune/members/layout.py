@@ -19,7 +19,7 @@ from functools import cached_property
 
 import torch
 
-from fusetune.members.header import TensorInfo
+from fusetune.members.header import TensorSpec
 
 ALIGN = 16  # elements; 64 bytes of float32
 # Columns. On two idle cores, 15 members of 22.7 M float32 take 53 to 56 ms (25 GB/s) with
@@ -122,7 +122,7 @@ class Layout:
 
 
 def lay_out(
-    tensors: Mapping[str, TensorInfo], tile: int = TILE, constant: Collection[str] = ()
+    tensors: Mapping[str, TensorSpec], tile: int = TILE, constant: Collection[str] = ()
 ) -> Layout:
     """Give every floating-point tensor its place, but for the constant ones.
 

@@ -33,6 +33,7 @@ class Manifest:
         files: File name → record, for every weight file and shard index.
         values: Validation values measured while training, if any; NaN where JSON has null.
         trajectory: Number of the training run, from 1; None where there is only one.
+        base: Of an adapter, the sha256 of the base model's weights; see `base.base_sha256`.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     values: Mapping[str, float] = field(default_factory=dict)
     trajectory: int | None = None
+    base: str | None = None
 
 
 def write_manifest(
@@ -49,6 +51,7 @@ def write_manifest(
     epoch: float | None,
     values: Mapping[str, float] | None = None,
     trajectory: int | None = None,
+    base: str | None = None,
 ) -> Manifest:
     """Hash the weight files of a folder, wait until they are on the disk, declare it complete.
 
@@ -58,6 +61,7 @@ def write_manifest(
         epoch: The same in passes over the training data, if known.
         values: Validation values; those that are not finite are stored as null.
         trajectory: Number of the training run, from 1, where there are several.
+        base: Of an adapter, the sha256 of the base model's weights.
 
     Raises:
         ValueError: If the folder has no weight file.
@@ -72,7 +76,7 @@ def write_manifest(
         sync(path)
     files = {p.name: FileRecord(file_sha256(p), p.stat().st_size) for p in weights}
     passes = None if epoch is None else float(epoch)
-    manifest = Manifest(int(step), passes, files, dict(values or {}), trajectory)
+    manifest = Manifest(int(step), passes, files, dict(values or {}), trajectory, base)
     write_json(folder / MANIFEST, _json(manifest))
     return manifest
 
@@ -111,7 +115,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
 
 
 def _json(manifest: Manifest) -> dict[str, Any]:
-    data = {
+    data: dict[str, Any] = {
         "step": manifest.step,
         "epoch": manifest.epoch,
         "files": {n: {"sha256": r.sha256, "bytes": r.bytes} for n, r in manifest.files.items()},
@@ -122,6 +126,8 @@ def _json(manifest: Manifest) -> dict[str, Any]:
     }
     if manifest.trajectory is not None:
         data["trajectory"] = manifest.trajectory
+    if manifest.base is not None:
+        data["base"] = manifest.base
     return data
 
 
@@ -137,6 +143,7 @@ def _parse(raw: Mapping[str, Any]) -> Manifest:
         },
         values={str(n): math.nan if v is None else float(v) for n, v in values.items()},
         trajectory=None if trajectory is None else int(trajectory),
+        base=raw.get("base"),
     )
 
 

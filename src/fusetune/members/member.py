@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members.disk import file_sha256
-from fusetune.members.header import TensorInfo, read_header
+from fusetune.members.header import TensorInfo, TensorSpec, read_header
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
 
 SINGLE = "model.safetensors"
@@ -54,7 +54,7 @@ class Member:
         path = Path(path)
         manifest = read_manifest(path)
         if manifest is not None:
-            _check_sizes(path, manifest)
+            check_sizes(path, manifest)
         shards = _weight_files(path)
         tensors: dict[str, TensorInfo] = {}
         for file, names in shards.items():
@@ -68,7 +68,7 @@ class Member:
             path=path,
             step=manifest.step if manifest else step_of(path),
             tensors=dict(sorted(tensors.items())),
-            config=_read_json(path / "config.json") if (path / "config.json").exists() else {},
+            config=read_json(path / "config.json") if (path / "config.json").exists() else {},
             files=tuple(sorted(shards)),
             manifest=manifest,
         )
@@ -119,6 +119,16 @@ class Members(Protocol):
         ...
 
     @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """What one member has, and the fused model will have, ordered by name."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the fused model, or nothing where none is known."""
+        ...
+
+    @property
     def constant(self) -> frozenset[str]:
         """Floating-point tensors that are equal, bit by bit, in all members."""
         ...
@@ -166,7 +176,7 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
     if (path / "adapter_model.safetensors").exists():
         raise MemberError(
             f"{path} holds a LoRA adapter, not a whole model.",
-            hint="Merge the adapter into its base model and save that as safetensors.",
+            hint="Open it with MemberPool, which lays adapters on their base model.",
         )
     if any(next(path.glob(pattern), None) for pattern in PICKLED):
         raise MemberError(
@@ -178,7 +188,7 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _sharded(path: Path) -> dict[Path, set[str] | None]:
-    weight_map = _read_json(path / INDEX).get("weight_map")
+    weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(path / INDEX, "has no weight_map")
     shards: dict[Path, set[str]] = {}
@@ -192,7 +202,8 @@ def _sharded(path: Path) -> dict[Path, set[str] | None]:
     return dict(shards)
 
 
-def _check_sizes(path: Path, manifest: Manifest) -> None:
+def check_sizes(path: Path, manifest: Manifest) -> None:
+    """Raise `MemberError` unless the files have the sizes that the manifest says."""
     for name, record in manifest.files.items():
         file = path / name
         size = file.stat().st_size if file.exists() else None
@@ -202,7 +213,8 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             raise _damaged(file, f"has {size:,} bytes; {MANIFEST} says it had {record.bytes:,}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; `MemberError` if the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.layout import lay_out
 from fusetune.members.member import Members
 
@@ -15,19 +16,34 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def block_bytes(pool: Members) -> int:
     """Bytes of k rows as stored: what a resident average keeps, and any average reads."""
-    groups = lay_out(pool.members[0].tensors, constant=pool.constant).groups
+    groups = lay_out(pool.tensors, constant=pool.constant).groups
     return sum(len(pool.members) * g.num_tiles * g.tile * g.dtype.itemsize for g in groups)
 
 
 def buffer_bytes(pool: Members) -> int:
     """Bytes of one row of sums per dtype, which the model's parameters are views on."""
-    groups = lay_out(pool.members[0].tensors, constant=pool.constant).groups
+    groups = lay_out(pool.tensors, constant=pool.constant).groups
     return sum(g.num_tiles * g.tile * g.accumulator.itemsize for g in groups)
 
 
 def required_bytes(pool: Members) -> int:
     """Bytes of a resident average."""
     return block_bytes(pool) + buffer_bytes(pool)
+
+
+def adapter_bytes(source: AdapterSource) -> int:
+    """Bytes of all factors in float32 and of the adapted base weights, which are kept twice.
+
+    It is also what one average reads.
+    """
+    factors = sum(
+        member.tensors[key].numel * 4
+        for member in source.members
+        for module in member.modules.values()
+        for key in (module.a, module.b)
+    )
+    changed = (*source.weights, *source.biases, *source.whole)
+    return factors + sum(source.tensors[name].nbytes for name in changed)
 
 
 def available_bytes(device: torch.device) -> int:

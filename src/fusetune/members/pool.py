@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.average import StreamingAverage
-from fusetune.members.binding import same_bits
+from fusetune.members.adapter import AdapterMember, open_member
+from fusetune.members.adapter_compare import adapter_errors
+from fusetune.members.adapter_source import AdapterSource
+from fusetune.members.base import BaseModel, base_of
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.discover import Paths, find_members
+from fusetune.members.files import FileSource, Source
+from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from fusetune.members.member import Member
+from fusetune.members.streaming import StreamingAverage
 from fusetune.members.weights import FusionWeights
 
 __all__ = [
@@ -34,9 +34,6 @@ __all__ = [
     "read_manifest",
     "write_manifest",
 ]
-
-
-PROBE = 1024  # elements that are compared before whole tensors are
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +66,27 @@ class MemberPool:
 
     Args:
         members: In the order of the weights; compatible, as `open` makes sure.
+        base: What adapters are laid on, a model or a function that loads it; by default the
+            one that the first adapter names. Not used for whole models.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], base: BaseModel | None = None) -> None:
         self.members: tuple[Member, ...] = tuple(members)
-        self._handles: dict[Path, Any] = {}
-        self._files: dict[Path, FileIO] = {}
+        adapters = [member for member in self.members if isinstance(member, AdapterMember)]
+        self.adapters: AdapterSource | None = None
+        if adapters:
+            self.adapters = AdapterSource(adapters, base_of(adapters, base))
+        self._source: Source = self.adapters or FileSource(self.members)
 
     @classmethod
-    def open(cls, paths: Paths) -> MemberPool:
+    def open(cls, paths: Paths, base: BaseModel | None = None) -> MemberPool:
         """Find and check members; no tensor is loaded and nothing pickled is read.
 
         Args:
-            paths: A glob, a folder that contains members, or a list of folders.
+            paths: A glob, a folder that contains members, or a list of folders. Members are
+                all whole models or all LoRA adapters.
+            base: What adapters are laid on, a model or a function that loads it; by default
+                the one that they name. Loaded when the first tensor is asked for.
 
         Raises:
             MemberError: If a checkpoint is damaged, if they differ in names, shapes,
@@ -90,7 +95,7 @@ class MemberPool:
         inspection = inspect(paths)
         if inspection.errors:
             raise inspection.errors[0]
-        return cls(inspection.members)
+        return cls(inspection.members, base)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -102,12 +107,22 @@ class MemberPool:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of one member."""
-        return self.members[0].num_parameters
+        """Parameters of the fused model, tied ones once."""
+        return sum(t.numel for t in self.tensors.values() if t.dtype.is_floating_point)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """What one member has, and the fused model will have, ordered by name."""
+        return self._source.tensors
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the fused model, or nothing where none is known."""
+        return self._source.config
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors of all members."""
+        """Bytes of the tensors of all members, as their files hold them."""
         return sum(member.nbytes for member in self.members)
 
     @property
@@ -115,40 +130,21 @@ class MemberPool:
         """sha256 of the members' digests in their order; files are hashed if need be."""
         return hashlib.sha256("\n".join(m.sha256 for m in self.members).encode()).hexdigest()
 
-    @cached_property
+    @property
     def constant(self) -> frozenset[str]:
         """Floating-point tensors that are equal, bit by bit, in all members.
 
-        Frozen parameters above all: they are kept once and never averaged. Only what begins
-        alike is read whole.
+        Frozen parameters above all: they are kept once and never averaged.
         """
-        first, *others = range(len(self.members))
-        return frozenset(
-            name
-            for name, info in self.members[first].tensors.items()
-            if info.dtype.is_floating_point
-            and info.numel
-            and all(self._equal(name, first, i, slice(0, PROBE)) for i in others)
-            and all(self._equal(name, first, i, slice(None)) for i in others)
-        )
-
-    def _equal(self, name: str, a: int, b: int, part: slice) -> bool:
-        return same_bits(self.load_tensor(i, name).view(-1)[part] for i in (a, b))
+        return self._source.constant
 
     def load_tensor(self, index: int, name: str) -> Tensor:
-        """A tensor of member `index`, memory-mapped: its pages are read when it is used.
+        """A tensor of member `index`: memory-mapped, or merged from base and adapter.
 
         Raises:
             MemberError: If the file cannot be read any more.
         """
-        file = self.members[index].tensors[name].file
-        try:
-            if file not in self._handles:
-                self._handles[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._handles[file].get_tensor(name)
-        except Exception as error:  # safetensors has no public base for its errors
-            raise _unreadable(file, error) from error
-        return tensor
+        return self._source.load_tensor(index, name)
 
     def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
         """Read elements of a tensor of member `index` into `out`, past any mapping.
@@ -165,23 +161,7 @@ class MemberPool:
         Raises:
             MemberError: If the file has become shorter, or cannot be read any more.
         """
-        info = self.members[index].tensors[name]
-        data = out.view(torch.uint8).numpy().data
-        offset = info.offset + part.start * info.dtype.itemsize
-        try:
-            descriptor = self._file(info.file).fileno()
-            while len(data):
-                read = os.preadv(descriptor, [data], offset)
-                if read == 0:
-                    raise OSError("it has become shorter")
-                data, offset = data[read:], offset + read
-        except OSError as error:
-            raise _unreadable(info.file, error) from error
-
-    def _file(self, path: Path) -> FileIO:
-        if path not in self._files:
-            self._files.setdefault(path, path.open("rb", buffering=0))
-        return self._files[path]
+        self._source.read_part(index, name, part, out)
 
     def average_into(self, model: nn.Module, weights: FusionWeights) -> None:
         """Make `model` θ̄(w), reading the members from the disk.
@@ -193,17 +173,6 @@ class MemberPool:
             MemberError: If the model is not of the members' kind.
         """
         StreamingAverage(self, model).into_model(weights)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files stay in their process.
-        return {"members": self.members, "_handles": {}, "_files": {}}
-
-
-def _unreadable(file: Path, error: Exception) -> MemberError:
-    return MemberError(
-        f"{file} cannot be read: {error}.",
-        hint="Copy or save this checkpoint again, or leave it out.",
-    )
 
 
 def inspect(paths: Paths) -> Inspection:
@@ -217,12 +186,14 @@ def inspect(paths: Paths) -> Inspection:
     errors: list[MemberError] = []
     for folder in found.folders:
         try:
-            members.append(Member.open(folder))
+            members.append(open_member(folder))
         except MemberError as error:
             errors.append(error)
     if all(member.step is not None for member in members):
         members.sort(key=lambda member: (member.trajectory or 0, member.step or 0))
-    if members:
+    if any(isinstance(member, AdapterMember) for member in members):
+        errors += adapter_errors(members)
+    elif members:
         reference, different = differences(members)
         if different:
             errors.append(mismatch(reference, different))

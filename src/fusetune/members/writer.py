@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fusetune.members.averaging import Average
 from fusetune.members.disk import write_json
-from fusetune.members.header import DTYPES, TensorInfo
+from fusetune.members.header import DTYPES, TensorSpec
 from fusetune.members.points import Point
 
 PATTERN = "model{suffix}.safetensors"
@@ -42,7 +42,7 @@ def write_average(
         max_shard_size: Largest file, in bytes or as "5GB"; a larger tensor is a file by
             itself.
     """
-    tensors = average.pool.members[0].tensors
+    tensors = average.pool.tensors
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda info: info.nbytes,
@@ -84,7 +84,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _shard(
-    path: Path, names: Sequence[str], tensors: Mapping[str, TensorInfo]
+    path: Path, names: Sequence[str], tensors: Mapping[str, TensorSpec]
 ) -> Iterator[dict[str, _Place]]:
     """An open file with its header written; yields the place of each tensor."""
     # As the format's library does: wide dtypes first, so that every tensor is aligned.

@@ -22,12 +22,18 @@ def average_of(evaluator: Evaluator, method: str) -> Average:
     """The evaluator's average, which gives gradient products too.
 
     Raises:
-        StageError: If it is a user's own, which does not.
+        StageError: If it is a user's own, which does not, or one that is not linear in w.
     """
     if not isinstance(evaluator.average, Average):
         raise StageError(
             f"The method {method} needs an average that gives gradient products.",
             hint="Make it with fusetune.members.average.plan.",
+        )
+    if not evaluator.average.linear:
+        raise StageError(
+            f"The method {method} follows the gradient of an average that is linear in w; "
+            "factors of adapters averaged apart are not.",
+            hint=f"Write fuse.adapters: exact, or leave {method} out of fuse.methods.",
         )
     return evaluator.average
 

@@ -87,7 +87,7 @@ def _weighted(
 ) -> dict[str, Tensor]:
     """The weighted average, tensor by tensor, in the members' dtypes."""
     k = len(pool)
-    tensors = pool.members[0].tensors
+    tensors = pool.tensors
     above: dict[str, Tensor] = {}
     below: dict[str, Tensor] = {}
     for i in range(k):
@@ -108,7 +108,7 @@ def _information(
     generator = torch.Generator().manual_seed(seed)
     found = {
         name: torch.zeros(info.shape)
-        for name, info in average.pool.members[0].tensors.items()
+        for name, info in average.pool.tensors.items()
         if info.dtype.is_floating_point
     }
     with differentiable(model):

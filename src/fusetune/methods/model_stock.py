@@ -46,7 +46,7 @@ def model_stock(
     anchor = required(origin, "model_stock", "the pretrained model").initial()
     started = time.perf_counter()
     tensors, ratios, sizes = {}, [], []
-    for name, info in pool.members[0].tensors.items():
+    for name, info in pool.tensors.items():
         if not info.dtype.is_floating_point:
             continue
         start = _of_anchor(anchor, name, info.shape)
@@ -99,5 +99,5 @@ def _stock(pool: MemberPool, name: str, start: Tensor) -> tuple[Tensor, float]:
     cosine = (float(units.square().sum()) - moved) / pairs if pairs else 1.0
     cosine = min(max(cosine, 0.0), 1.0)
     ratio = k * cosine / (1.0 + (k - 1) * cosine)
-    stored = pool.members[0].tensors[name].dtype
+    stored = pool.tensors[name].dtype
     return (start + ratio / k * total).to(stored), ratio

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusetune.errors import FusetuneError, ModelError
 from fusetune.models.packaged import PACKAGED, locate
 
+GGUF = "gguf_file"  # option of every `from_pretrained`
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -51,9 +55,18 @@ class ModelSource:
         Raises:
             ModelError: If it cannot be read.
         """
-        self._guard(
+        config = self._guard(
             "configuration", lambda: AutoConfig.from_pretrained(self.path, **self.options)
         )
+        packed = getattr(config, "quantization_config", None)
+        if packed is not None and GGUF not in self.options:
+            raise ModelError(
+                f"The weights of {self.label} are quantised "
+                f"({_quantisation(packed)}): a trained or fused weight would be rounded to "
+                "their few levels, which is not supported, for adapters on them neither.",
+                "Give the same model in float32, bfloat16 or float16; a GGUF file is read "
+                "with model.gguf_file and computed in float32.",
+            )
 
     def build(self, make: Callable[..., Any]) -> PreTrainedModel:
         """The model with a task's head.
@@ -66,11 +79,12 @@ class ModelSource:
                 without consent.
         """
         safe = None if self.allow_pickle else True
+        dtype = {"dtype": torch.float32} if GGUF in self.options else {}
         loaded = self._guard(
-            "weights", lambda: make(self.path, use_safetensors=safe, **self.options)
+            "weights", lambda: make(self.path, use_safetensors=safe, **self.options, **dtype)
         )
         assert isinstance(loaded, PreTrainedModel)
-        return loaded
+        return unpacked(loaded) if GGUF in self.options else loaded
 
     def _guard(self, what: str, read: Callable[[], Any]) -> Any:
         try:
@@ -95,6 +109,7 @@ def resolve(
     revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
 ) -> ModelSource:
     """Find a model by its name; nothing large is read yet.
 
@@ -103,17 +118,24 @@ def resolve(
         revision: Branch, tag or commit of a hub id.
         allow_pickle: Consent to pickled weights, which are read with `weights_only`.
         trust_remote_code: Consent to code that comes with the model.
+        gguf_file: Name of a GGUF file in the folder or at the hub; its weights, tokenizer
+            and configuration are taken, and its levels become float32 numbers.
 
     Raises:
-        ModelError: If the folder does not exist or has no model in it, or a packaged
-            model is missing or changed.
+        ModelError: If the folder does not exist or has no model in it, a packaged model is
+            missing or changed, or a GGUF file cannot be read for want of a package.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name in PACKAGED:
+        gguf_file = PACKAGED[name].gguf_file
+    if gguf_file is not None:
+        _require_gguf()
+        options[GGUF] = gguf_file
     if name in PACKAGED:
         return ModelSource(str(locate(name)), name, options, allow_pickle)
     path = Path(name).expanduser()
     if path.is_dir():
-        _check_folder(path, allow_pickle)
+        _check_folder(path, allow_pickle, gguf_file)
         return ModelSource(str(path), path.name, options, allow_pickle)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep * 2 in name
     if looks_local or path.exists():
@@ -126,7 +148,47 @@ def resolve(
     return ModelSource(name, name, options, allow_pickle)
 
 
-def _check_folder(path: Path, allow_pickle: bool) -> None:
+def unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of GGUF weights, already float numbers, that knows nothing of its file.
+
+    Transformers keeps calling such a model quantised, and refuses to save it.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # those that no state dict has
+        owner, _, attribute = name.rpartition(".")
+        plain.get_submodule(owner)._buffers[attribute] = buffer
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.name_or_path = plain.config.name_or_path = model.name_or_path
+    return plain.eval()  # type: ignore[no-any-return]
+
+
+def _require_gguf() -> None:
+    try:
+        importlib.import_module("gguf")
+    except ImportError:
+        raise ModelError(
+            "Reading a GGUF file needs the package gguf.",
+            "Install it with `pip install 'fusetune[gguf]'`.",
+        ) from None
+
+
+def _quantisation(packed: Any) -> str:
+    found = packed if isinstance(packed, dict) else packed.to_dict()
+    return str(found.get("quant_method", "of an unknown method"))
+
+
+def _check_folder(path: Path, allow_pickle: bool, gguf_file: str | None = None) -> None:
+    if gguf_file is not None:
+        if not (path / gguf_file).is_file():
+            there = ", ".join(sorted(f.name for f in path.glob("*.gguf"))) or "none"
+            raise ModelError(f"{path} has no file {gguf_file}.", f"GGUF files there: {there}.")
+        return
     if not (path / "config.json").is_file():
         raise ModelError(
             f"{path} is not a model folder: it has no config.json.",

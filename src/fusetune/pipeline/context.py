@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import FrozenTrial
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fusetune.errors import RecipeError
@@ -27,6 +26,7 @@ from fusetune.methods.origin import Origin
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
+from fusetune.models.lora import LoraSettings, add_lora, require_peft
 from fusetune.optimization import RIVALS, rivals
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
@@ -101,6 +101,7 @@ class Context:
             revision=section.revision,
             allow_pickle=section.allow_pickle,
             trust_remote_code=section.trust_remote_code,
+            gguf_file=section.gguf_file,
         )
 
     @cached_property
@@ -193,19 +194,32 @@ class Context:
     @cached_property
     def origin(self) -> Origin:
         """θ_0 and the training split, for methods that need them."""
+        return Origin(lambda: dict(self.base().state_dict()), lambda: self.scorer("train"))
 
-        def initial() -> Mapping[str, Tensor]:
-            set_seed(self.recipe.seed)  # as the training does: the same new head
-            return dict(self.model_maker()().state_dict())
+    def base(self) -> PreTrainedModel:
+        """The pretrained model with the new head that every training begins with."""
+        set_seed(self.recipe.seed)  # as the training does
+        model = self.source.build(self.task.build)
+        model.eval()
+        return model
 
-        return Origin(initial, lambda: self.scorer("train"))
+    @property
+    def lora(self) -> LoraSettings | None:
+        """The adapters of the full training, if it trains adapters."""
+        section = self.recipe.model.lora
+        return None if section is None else LoraSettings(**section.model_dump())
 
     def model_maker(self, variant: Variant | str = "full") -> Callable[[], PreTrainedModel]:
         """A function that builds the model, in full or as a light variant."""
 
         def make() -> PreTrainedModel:
             model = self.source.build(self.task.build)
-            if isinstance(variant, Variant):
+            lora = self.lora
+            if lora is not None:
+                if isinstance(variant, Variant):
+                    lora = lora.at_rank(variant.rank_of(lora.rank))
+                return add_lora(model, lora)
+            if isinstance(variant, Variant) and variant.freeze_layers is not None:
                 freeze_layers(model, variant.freeze_layers)
             return model
 
@@ -233,12 +247,7 @@ class Context:
         splits = self.task.splits
         for note in self.task.notes:
             self.display.warn(note)
-        model = self.model_maker(recipe.search.variant if recipe.search.trials else "full")()
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        if "otfusion" in recipe.fuse.rows:
-            shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-            find_blocks(model.config.to_dict(), shapes)
-        del model
+        size, kept = self._check_model()
         for params in extremes(recipe):
             settings = arguments.build(
                 self.folder.work,
@@ -257,11 +266,27 @@ class Context:
             )
             plan_steps(total, recipe.train.members_each, recipe.train.collect_from)
         if self.folder.done("train") is None:
-            # Members, the fused model, and two checkpoints with optimiser state (3 x each).
-            copies = recipe.train.members + 1 + 6
+            # Members, two checkpoints with optimiser state (3 x each), and the fused model.
+            copies = recipe.train.members + 6
             if recipe.trains_in_trials:  # those of the trial that goes on, beside the best
                 copies += recipe.train.members_each
-            require_space(self.folder.path, copies * size)
+            require_space(self.folder.path, copies * kept + size)
+
+    def _check_model(self) -> tuple[int, int]:
+        """Build the model once; bytes of its weights, and of what a member keeps of them."""
+        recipe = self.recipe
+        if recipe.model.lora is not None:
+            require_peft()
+        light = recipe.search.trials and recipe.model.lora is None
+        model = self.model_maker(recipe.search.variant if light else "full")()
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+        size = sum(nbytes for nbytes, _ in sizes)
+        if "otfusion" in recipe.fuse.rows:
+            plain = model if self.lora is None else self.base()
+            shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
+            find_blocks(plain.config.to_dict(), shapes)
+        trained = sum(nbytes for nbytes, trains in sizes if trains)
+        return size, size if self.lora is None else trained
 
 
 def default_name(data: str | Mapping[Any, str]) -> str:

@@ -25,6 +25,7 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "safetensors",
+    "peft",
 )
 
 

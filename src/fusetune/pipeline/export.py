@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusetune.errors import RunError
-from fusetune.members.average import StreamingAverage
-from fusetune.members.export import export
+from fusetune.members.average import for_files
+from fusetune.members.export import ExportForm, export
 from fusetune.members.points import Point
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline.context import Context
@@ -18,7 +18,13 @@ from fusetune.run import RunFolder
 
 
 def export_model(
-    path: Path, out: Path, *, method: str | None, weights: str | None, display: Display
+    path: Path,
+    out: Path,
+    *,
+    method: str | None,
+    weights: str | None,
+    display: Display,
+    form: str | None = None,
 ) -> None:
     """Write the model of one method, or of given weights, of a finished run.
 
@@ -28,6 +34,7 @@ def export_model(
         method: A method of the run; the chosen one's model if None.
         weights: Comma-separated numbers instead, one per member; divided by their sum.
         display: Where to say what was done.
+        form: Of adapters: merged, adapter or adapter-svd:RANK; the recipe's by default.
 
     Raises:
         RunError: If the run has not been fused, or has no such method, or the weights are
@@ -48,8 +55,10 @@ def export_model(
         chosen = results[name].point
     else:
         raise RunError(f"{path} has no method {name!r}; it has {', '.join(results)}.")
-    # One pass from file to file: neither a model nor the members have to fit in memory.
-    export(StreamingAverage(bench.pool, None), chosen, bench.pool, out, extra={"method": name})
+    # One pass from file to file: neither whole models nor the fused one have to fit in memory.
+    average = for_files(bench.pool, apart=bench.apart)
+    wanted = ExportForm.parse(form or context.recipe.fuse.export)
+    export(average, chosen, bench.pool, out, extra={"method": name}, form=wanted)
     display.say(f"Wrote the model of {name} to {out}.")
 
 

@@ -14,10 +14,11 @@ from optuna.trial import FrozenTrial
 
 from fusetune.errors import MemberError
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.average import AdapterAverage
 from fusetune.members.card import model_card
 from fusetune.members.disk import write_json
-from fusetune.members.export import export
-from fusetune.members.points import OwnModel, Point, model_file
+from fusetune.members.export import FUSION, ExportForm, export
+from fusetune.members.points import Combination, OwnModel, Point, model_file
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
@@ -26,6 +27,7 @@ from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name
 from fusetune.models.packaged import PACKAGED
 from fusetune.objective import Objective
+from fusetune.pipeline import adapters as adapter_record
 from fusetune.pipeline import notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
@@ -62,13 +64,14 @@ def fuse(context: Context) -> dict[str, Any]:
     if note:
         display.warn(note)
     started = time.perf_counter()
-    _write_fused(context, bench, chosen, results[chosen])
+    adapters, adapter_notes = _write_fused(context, bench, chosen, results[chosen])
     written = sum(f.stat().st_size for f in context.folder.fused.glob("*.safetensors"))
     record = {
         "chosen": chosen,
         "load": load,
         "write": {"seconds": time.perf_counter() - started, "bytes": written},
-        "notes": [note] if note else [],
+        "notes": [*([note] if note else []), *adapter_notes],
+        **({"adapters": adapters} if adapters else {}),
         "methods": {n: r.to_json() for n, r in results.items()},
     }
     context.folder.finish("fuse", record)
@@ -179,8 +182,23 @@ def _saved(folder: RunFolder, name: str) -> FusionResult | None:
     return FusionResult.from_json(json.loads(text), _own_models(folder))
 
 
-def _write_fused(context: Context, bench: Workbench, method: str, result: FusionResult) -> None:
-    card = card_text(context, bench.pool, method, result.point, {"validation": result.values})
+def _write_fused(
+    context: Context, bench: Workbench, method: str, result: FusionResult
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the fused model; of adapters, what the record and the notes say of them."""
+    form = ExportForm.parse(context.recipe.fuse.export)
+    notes_: list[str] = []
+    if form.adapter and isinstance(result.point, OwnModel | Combination):
+        form = ExportForm()
+        notes_.append(f"The model of {method} is no adapter of its base: it is written merged.")
+    card = card_text(
+        context,
+        bench.pool,
+        method,
+        result.point,
+        {"validation": result.values},
+        adapter=form.adapter,
+    )
     export(
         bench.average,
         result.point,
@@ -189,7 +207,15 @@ def _write_fused(context: Context, bench: Workbench, method: str, result: Fusion
         tokenizer=context.tokenizer,
         card=card,
         extra={"method": method, "validation": dict(result.values)},
+        form=form,
     )
+    if not isinstance(bench.average, AdapterAverage):
+        return {}, notes_
+    fusion = json.loads((context.folder.fused / FUSION).read_text(encoding="utf-8"))
+    found, more = adapter_record.describe(
+        bench.average, result.point, fusion.get("adapter", {})
+    )
+    return found, [*notes_, *more]
 
 
 def card_text(
@@ -198,8 +224,13 @@ def card_text(
     method: str,
     point: Point,
     metrics: Mapping[str, Mapping[str, float]],
+    *,
+    adapter: bool = False,
 ) -> str:
-    """The model card of the fused model; `metrics` are split → metric → value."""
+    """The model card of the fused model; `metrics` are split → metric → value.
+
+    `adapter` says that the folder holds an adapter.
+    """
     data = context.recipe.task.data
     return model_card(
         pool,
@@ -211,6 +242,7 @@ def card_text(
         dataset=data if isinstance(data, str) else context.task.name,
         pipeline_tag=context.task.pipeline_tag,
         metrics=metrics,
+        adapter=adapter,
     )
 
 

@@ -63,10 +63,11 @@ def trial_parts(context: Context) -> TrialParts:
         context.collate,
         context.scorer("validation"),
     )
-    if not isinstance(search.variant, Variant) or search.prefix_cache is False:
+    freeze = search.variant.freeze_layers if isinstance(search.variant, Variant) else None
+    if freeze is None or search.prefix_cache is False:
         return plain
     try:
-        return _Cached(context, search.variant.freeze_layers, search.prefix_cache).parts()
+        return _Cached(context, freeze, search.prefix_cache).parts()
     except (PrefixError, StageError, OSError) as error:
         context.display.say(f"search: each trial computes its frozen layers, as {error}")
         return plain

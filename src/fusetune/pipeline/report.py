@@ -11,6 +11,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.adapter import CONFIG as ADAPTER
 from fusetune.members.disk import write_json
 from fusetune.members.manifest import read_manifest
 from fusetune.members.weights import FusionWeights
@@ -61,6 +62,8 @@ def report(context: Context) -> dict[str, Any]:
         *notes.of_metrics(context.task, evaluators, results, bench.pool),
         *spare,
     ]
+    if "adapters" in record:
+        table["adapters"] = record["adapters"]
     page = _record(context, bench, evaluators["validation"], table, results, warnings)
     table["discrepancy"] = discrepancy(page.evaluations, page.objectives, table["primary"])
     table["cost"] = {
@@ -74,8 +77,7 @@ def report(context: Context) -> dict[str, Any]:
         split: {n: v["value"] for n, v in table["methods"][chosen][split].items()}
         for split in SPLITS
     }
-    card = card_text(context, bench.pool, chosen, results[chosen].point, metrics)
-    (folder.fused / "README.md").write_text(card, encoding="utf-8")
+    _write_card(context, bench, chosen, results[chosen], metrics)
     folder.finish("report", {"results": folder.results.name, "report": folder.report.name})
     display.console.print(methods_table(table, page.objectives))
     display.say(verdict(table, page.objectives).headline)
@@ -83,6 +85,25 @@ def report(context: Context) -> dict[str, Any]:
     display.say(f"Model:  {folder.fused}")
     display.say(page.usage)
     return table
+
+
+def _write_card(
+    context: Context,
+    bench: Workbench,
+    chosen: str,
+    result: FusionResult,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The model card once more, now with the figures of the test split."""
+    card = card_text(
+        context,
+        bench.pool,
+        chosen,
+        result.point,
+        metrics,
+        adapter=(context.folder.fused / ADAPTER).is_file(),
+    )
+    (context.folder.fused / "README.md").write_text(card, encoding="utf-8")
 
 
 def _record(
@@ -194,4 +215,6 @@ def usage(context: Context) -> str:
     """A line of code that uses the fused model."""
     path = context.folder.fused
     tag = context.task.pipeline_tag
+    if (path / ADAPTER).is_file():
+        return f'from peft import PeftModel; model = PeftModel.from_pretrained(base, "{path}")'
     return f'from transformers import pipeline; model = pipeline("{tag}", "{path}")'

@@ -18,7 +18,6 @@ from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.points import to_json
-from fusetune.members.pool import MemberPool
 from fusetune.methods import find as find_method
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.samplers import HyperparameterSampler
@@ -31,7 +30,7 @@ from fusetune.pipeline.light import TrialParts, trial_parts
 from fusetune.pipeline.shared import SharedTraining
 from fusetune.pipeline.space import distributions
 from fusetune.pipeline.trajectories import FirstModel
-from fusetune.pipeline.workbench import Workbench
+from fusetune.pipeline.workbench import Workbench, open_pool
 from fusetune.recipe import Recipe
 from fusetune.training.collect import MemberCollector
 from fusetune.training.trajectory import train as train_trajectory
@@ -212,7 +211,7 @@ class _Evaluate:
         if self._method is None:
             return best_member, {LOSS.name: best[LOSS.name]}
         recipe = self.context.recipe
-        bench = Workbench(MemberPool.open(folder / "members"), self.context, None)
+        bench = Workbench(open_pool(self.context, folder / "members"), self.context, None)
         evaluator = bench.evaluator("validation")
         result = find_method(self._method)(
             bench.pool,

@@ -11,7 +11,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members.average import Average, build
-from fusetune.members.averaging_plan import AveragingPlan, choose
+from fusetune.members.averaging_plan import AveragingPlan, Form, choose
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
@@ -36,25 +36,40 @@ class Workbench:
     def plan(self) -> AveragingPlan:
         """Where the members will be kept: the recipe's form, else the fastest that fits."""
         wanted = self.context.recipe.fuse.averaging
-        form = None if wanted == "auto" else wanted
+        form: Form | None = None if wanted == "auto" or self.apart else wanted
         return choose(self.pool, device=self.context.device, form=form)
 
     @cached_property
     def average(self) -> Average:
         """The members, ready to be averaged into one model."""
-        model = resolve(str(self.pool.members[0].path)).build(self.context.task.build)
+        if self.pool.adapters is not None:
+            model = self.pool.adapters.base.model
+        else:
+            source = resolve(str(self.pool.members[0].path))
+            model = source.build(self.context.task.build)
         model.eval()
-        return build(self.plan, self.pool, model, self.context.device)
+        return build(self.plan, self.pool, model, self.context.device, apart=self.apart)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the factors of adapters are averaged apart."""
+        return self.context.recipe.fuse.adapters == "factors"
 
     def evaluator(self, split: SplitName) -> Evaluator:
         """The values of θ̄(w) on a split; nothing is evaluated that the store knows."""
         scorer: Scorer = self.context.scorer(split)
+        way = " apart" if self.apart else ""
         store = EvaluationStore(
-            self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}"
+            self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
         )
         return Evaluator(
             self.average, self.average.model, scorer, self.context.task.objectives, store
         )
+
+
+def open_pool(context: Context, folder: Path) -> MemberPool:
+    """The members in a folder; adapters are laid on the recipe's model."""
+    return MemberPool.open(folder, base=context.base)
 
 
 def open_members(context: Context) -> Workbench:
@@ -65,7 +80,7 @@ def open_members(context: Context) -> Workbench:
     """
     folder = context.folder
     recorded = (folder.done("train") or {}).get("members", [])
-    pool = MemberPool.open(folder.members)
+    pool = open_pool(context, folder.members)
     if list(pool.names) != recorded:
         raise RunError(
             f"{folder.members} holds {', '.join(pool.names)}, but the training collected "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from fusetune.errors import StageError
+from fusetune.members.base import base_sha256, is_peft
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
@@ -53,8 +55,9 @@ class MemberCollector(TrainerCallback):
 
     Only weights are kept, as safetensors, in `folder/step-000123/`: an ordinary model
     folder with a `member.json` that is written last, so that a folder with a manifest is
-    complete. In a resumed training, members of steps after the resumed one are dropped:
-    they belong to the trajectory that was cut off.
+    complete. Of a model that PEFT wrapped it is the adapter alone, and the digest of its base
+    stands in the manifest. In a resumed training, members of steps after the resumed one are
+    dropped: they belong to the trajectory that was cut off.
 
     Args:
         folder: Where the members go.
@@ -88,6 +91,7 @@ class MemberCollector(TrainerCallback):
         self.total_steps = total_steps
         self.steps: tuple[int, ...] = ()
         self._taken = 0
+        self._base: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,8 +119,11 @@ class MemberCollector(TrainerCallback):
             if unfinished or (_step(path, own) or 0) > taken:
                 shutil.rmtree(path)
         left = sum(step > taken for step in self.steps)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        adapter = is_peft(model)
+        kept = [p for p in model.parameters() if p.requires_grad or not adapter]
+        size = sum(p.numel() * p.element_size() for p in kept)
         require_space(self.folder, left * size)
+        self._base = base_sha256(model) if adapter else None
 
     def on_step_end(
         self,
@@ -163,14 +170,34 @@ class MemberCollector(TrainerCallback):
         final = self.folder / member_name(step, self.trajectory)
         with replaced_folder(final) as temporary:
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
-            if hasattr(inner, "save_pretrained"):
+            if is_peft(inner):
+                _save_adapter(inner, temporary)
+            elif hasattr(inner, "save_pretrained"):
                 inner.save_pretrained(temporary)
             else:  # a plain module; tied tensors are written once
                 save_model(inner, str(temporary / SINGLE))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
-            write_manifest(temporary, step=step, epoch=epoch, trajectory=self.trajectory)
+            write_manifest(
+                temporary,
+                step=step,
+                epoch=epoch,
+                trajectory=self.trajectory,
+                base=self._base,
+            )
         return final
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """Adapter and configuration, and the configuration of the base with its head."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
+    base = model.get_base_model()
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)
+    if getattr(base, "generation_config", None) is not None:
+        base.generation_config.save_pretrained(folder)
 
 
 def member_name(step: int, trajectory: int | None = None) -> str:

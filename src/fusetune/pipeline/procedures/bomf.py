@@ -26,6 +26,6 @@ def bomf(recipe: Recipe) -> Sequence[Candidate]:
         raise RecipeError(
             "bomf searches on a light variant of the model, but the trials of this recipe "
             "are full trainings.",
-            "Give search.variant: {freeze_layers: n}.",
+            "Give search.variant: {freeze_layers: n}, or {lora_rank: n} with model.lora.",
         )
     return [Candidate("bomf", light, row)]

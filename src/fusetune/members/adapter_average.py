@@ -1,0 +1,289 @@
+"""θ̄(w) of adapters: W + Σ w_i s_i B_i A_i, written into the one model that there is.
+
+The factors of all members stand side by side, L (`rows x Σr`) and R (`Σr x columns`): an
+average is one matrix product per adapted weight. Memory is the base, the factors, and a copy
+of the adapted weights W, which the model's own then no longer are; nothing is copied per w.
+
+Averaging A and B apart, W + s (Σ w_i B_i) (Σ w_i A_i), is what some papers do. It is not the
+average of the models, by terms w_i w_j B_i A_j of members that never met in training; here it
+is there to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fusetune.errors import MemberError
+from fusetune.members.adapter_source import AdapterSource
+from fusetune.members.averaging import scale_of
+from fusetune.members.gradient import part_of_gradient
+from fusetune.members.points import Mixture, OwnModel, Point
+from fusetune.members.pool import MemberPool
+from fusetune.members.streaming import StreamingAverage
+
+CPU = torch.device("cpu")
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One adapted weight W and the changes that k members make to it, in W's layout.
+
+    Attributes:
+        base: W, as stored.
+        left: L, `rows x Σr`, scalings and DoRA's scales included.
+        right: R, `Σr x columns`.
+        owners: `Σr`, whose column of L and row of R it is.
+        scales: c, `k x outputs`, one for members without DoRA; None if no member has it.
+        along: The dimension of W that counts outputs.
+    """
+
+    base: Tensor
+    left: Tensor
+    right: Tensor
+    owners: Tensor
+    scales: Tensor | None
+    along: int
+
+    @classmethod
+    def of(cls, source: AdapterSource, name: str, device: torch.device) -> Stack:
+        """Read the factors of one weight."""
+        module, along = source.weights[name], source.along(name)
+        wide, base = source.accumulator(name), source.base.tensors[name]
+        lows = [source.low(i, module) for i in range(len(source.members))]
+        ranks = [0 if low is None else low.right.shape[0] for low in lows]
+        left = torch.empty(base.shape[0], sum(ranks), dtype=wide)
+        right = torch.empty(sum(ranks), base.shape[1], dtype=wide)
+        scales = torch.ones(len(lows), base.shape[along], dtype=wide)
+        start = 0
+        for low, rank, scale in zip(lows, ranks, scales, strict=True):
+            if low is None:
+                continue
+            columns, rows = left[:, start : start + rank], right[start : start + rank]
+            columns.copy_(low.left)
+            rows.copy_(low.right)
+            if low.scale is not None:
+                scale.copy_(low.scale)
+                _ = columns.mul_(scale[:, None]) if along == 0 else rows.mul_(scale)
+            start += rank
+        dora = any(low is not None and low.scale is not None for low in lows)
+        owners = torch.repeat_interleave(torch.arange(len(lows)), torch.tensor(ranks))
+        parts = (base.to(device), left.to(device), right.to(device), owners.to(device))
+        return cls(*parts, scales.to(device) if dora else None, along)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(t.nbytes for t in (self.base, self.left, self.right))
+
+    def factors(self, vector: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
+        """L and R of Σ a_i (the change of member i); members of zero weight are not read.
+
+        Args:
+            vector: `k`, the coefficients a.
+            apart: Average L and R by themselves; members must have one rank.
+        """
+        if apart:
+            used, k = vector != 0, len(vector)
+            left = self.left.view(len(self.left), k, -1)[:, used]
+            right = self.right.view(k, -1, self.right.shape[1])[used]
+            a = vector[used]
+            return torch.einsum("nkr,k->nr", left, a), torch.einsum("krm,k->rm", right, a)
+        coefficients = vector[self.owners]
+        used = coefficients != 0
+        if bool(used.all()):
+            return self.left * coefficients, self.right
+        return self.left[:, used] * coefficients[used], self.right[used]
+
+    def stretch(self, vector: Tensor, total: float) -> Tensor | float:
+        """What W is multiplied by: Σ a_i, or a vector over the outputs with DoRA."""
+        if self.scales is None:
+            return total
+        used = vector != 0
+        sums = torch.mv(self.scales[used].t(), vector[used])
+        return sums[:, None] if self.along == 0 else sums
+
+    def mixed(
+        self, vector: Tensor, total: float, apart: bool, out: Tensor | None = None
+    ) -> Tensor:
+        """Σ a_i θ_i, in the dtype of sums; into `out` if it is of that dtype."""
+        left, right = self.factors(vector, apart)
+        stretch = self.stretch(vector, total)
+        base = self.base.to(self.left.dtype)
+        if isinstance(stretch, Tensor) or stretch != 1.0:
+            base = base * stretch
+        exact = self.base.dtype == base.dtype  # else the caller rounds to the stored dtype
+        if exact and out is not None and out.dtype == base.dtype and out.is_contiguous():
+            return torch.addmm(base, left, right, out=out)
+        return torch.addmm(base, left, right)
+
+    def products(self, gradient: Tensor, k: int) -> Tensor:
+        """<G, θ_i> of every member, `k`."""
+        wide = gradient.to(self.left.dtype)
+        aligned = wide * self.base.to(wide)
+        if self.scales is None:
+            found = aligned.sum(dtype=torch.float64).expand(k).clone()
+        else:
+            found = (self.scales @ aligned.sum(dim=1 - self.along)).double()
+        ranks = ((self.left.t() @ wide) * self.right).sum(dim=1, dtype=torch.float64)
+        return found.index_add_(0, self.owners, ranks)
+
+
+class AdapterAverage(StreamingAverage):
+    """Averages of the adapters of one base, resident on it.
+
+    The average of the merged models, exactly: to rounding, for any rank, alpha, rsLoRA,
+    DoRA, and whole tensors (modules_to_save, biases), which are averaged as they are.
+
+    Args:
+        pool: Adapters.
+        model: What `into_model` fills; usually `pool.base.model`. None to write files only.
+        device: Where the model is evaluated; factors and adapted weights are kept there.
+        apart: Average A and B apart instead.
+
+    Raises:
+        MemberError: If adapters that are to be averaged apart differ in rank or targets, or
+            use DoRA.
+        ValueError: If the pool is not of adapters.
+    """
+
+    def __init__(
+        self,
+        pool: MemberPool,
+        model: nn.Module | None,
+        *,
+        device: str | torch.device = CPU,
+        apart: bool = False,
+    ) -> None:
+        source = pool.adapters
+        if source is None:
+            raise ValueError("AdapterAverage is for a pool of adapters.")
+        if apart:
+            check_apart(source)
+        self.source, self.apart = source, apart
+        self._place = torch.device(device)
+        _ = source.tensors  # the base's own, before it is moved
+        if model is not None:
+            source.base.keep({*source.weights, *source.biases, *source.whole})
+            model.to(self._place)
+        super().__init__(pool, model)
+        self._stacks = {n: Stack.of(source, n, self._place) for n in source.weights}
+        self._read = [self._adapter_bytes(i) for i in range(self._k)]
+
+    @property
+    def linear(self) -> bool:
+        """Whether the model is linear in w; not if A and B are averaged apart."""
+        return not self.apart
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """Name of each adapted weight → its factors."""
+        return self._stacks
+
+    def bytes_read(self, point: Point) -> int:
+        """Bytes of the adapted base weights and of the factors with a weight."""
+        if isinstance(point, OwnModel):
+            return super().bytes_read(point)
+        used = zip(self._read, point.values, strict=True)
+        base = sum(stack.base.nbytes for stack in self._stacks.values())
+        return base + sum(read for read, value in used if value != 0.0)
+
+    def gradient_products(self) -> NDArray[np.float64]:
+        """<∂L/∂θ̄, θ_i> of every member, `k`, without ever merging one."""
+        products = self._constant_products()
+        for name, stack in self._stacks.items():
+            gradient = part_of_gradient(self.targets[name], WHOLE)
+            if gradient is not None:
+                products += stack.products(gradient.view(stack.base.shape), self._k).cpu()
+        for name in (*self.source.biases, *self.source.whole):
+            gradient = part_of_gradient(self.targets[name], WHOLE)
+            if gradient is None:
+                continue
+            for i in range(self._k):
+                row = self._wide(i, name).reshape(-1)
+                products[i] += float(torch.dot(row, gradient.to(row)))
+        return products.numpy()
+
+    def vector(self, point: Mixture, name: str) -> Tensor:
+        """The coefficients in the dtype of a weight's sums, where its factors are."""
+        wide = self.source.accumulator(name)
+        return torch.tensor(point.values, dtype=wide, device=self._place)
+
+    def small(self, point: Mixture) -> Iterator[tuple[str, Tensor]]:
+        """The averages of biases and of whole tensors, in the dtype of sums."""
+        used = [i for i, value in enumerate(point.values) if value != 0.0]
+        for name in (*self.source.biases, *self.source.whole):
+            total = torch.zeros_like(self.source.base.tensors[name])
+            total = total.to(self.source.accumulator(name))
+            for i in used:  # one after the other: a saved embedding may be large
+                total.add_(self._wide(i, name), alpha=point.values[i])
+            yield name, total
+
+    def _mix_into_model(self, weights: Mixture) -> None:
+        total = scale_of(weights)
+        with torch.no_grad():
+            for name, stack in self._stacks.items():
+                vector = self.vector(weights, name)
+                for target in self.targets[name]:
+                    mixed = stack.mixed(vector, total, self.apart, target)
+                    if mixed is not target:
+                        target.copy_(mixed.to(stack.base.dtype))
+            for name, value in self.small(weights):
+                for target in self.targets[name]:
+                    target.copy_(value.to(self.source.tensors[name].dtype))
+
+    def _mixed_parts(self, point: Mixture) -> Iterator[tuple[str, slice, Tensor]]:
+        total = scale_of(point)
+        for name, stack in self._stacks.items():
+            with torch.no_grad():
+                mixed = stack.mixed(self.vector(point, name), total, self.apart)
+            yield name, slice(0, mixed.numel()), mixed.reshape(-1).cpu()
+        for name, value in self.small(point):
+            yield name, slice(0, value.numel()), value.reshape(-1)
+
+    def _write_constants(self, scale: float) -> None:
+        if scale != 1.0 and self._model is not None:  # the base is overwritten: copy it first
+            self.source.base.keep(self._layout.constant)
+        super()._write_constants(scale)
+
+    def _take_over(self, own: OwnModel) -> None:
+        self.source.base.keep(self._layout.constant)
+        super()._take_over(own)
+
+    def _wide(self, index: int, name: str) -> Tensor:
+        """A small tensor of one member in the dtype of sums, on the CPU."""
+        return self.source.exact_tensor(index, name).to(self.source.accumulator(name))
+
+    def _adapter_bytes(self, index: int) -> int:
+        factors = sum(
+            int((stack.owners == index).sum())
+            * (len(stack.left) + stack.right.shape[1])
+            * stack.left.element_size()
+            for stack in self._stacks.values()
+        )
+        member = self.source.members[index]
+        return factors + sum(member.tensors[key].nbytes for key in member.whole.values())
+
+
+def check_apart(source: AdapterSource) -> None:
+    """Raise `MemberError` unless factors can be averaged apart: equal ranks, no DoRA."""
+    first = source.members[0]
+    for member in source.members:
+        ranks = {name: module.rank for name, module in member.modules.items()}
+        if member.dora:
+            raise MemberError(
+                f"{member.path} uses DoRA, whose factors cannot be averaged apart.",
+                hint="Write fuse.adapters: exact.",
+            )
+        if ranks != {name: module.rank for name, module in first.modules.items()}:
+            raise MemberError(
+                f"{member.path} and {first.path} have other targets or ranks: their factors "
+                "cannot be averaged apart.",
+                hint="Write fuse.adapters: exact.",
+            )

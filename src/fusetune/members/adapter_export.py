@@ -1,0 +1,230 @@
+"""An average of adapters as one adapter that PEFT loads: exact, or of a rank one chooses.
+
+Side by side, the factors of k adapters of rank r are those of one adapter of rank k r. DoRA
+keeps that form too: Σ w_i c_i ∘ (W + L_i R_i) = d ∘ (W + Δ) with d = Σ w_i c_i, which is the
+DoRA adapter of change Δ whose magnitudes are the row lengths of the sum.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fusetune.errors import MemberError, RecipeError, StageError
+from fusetune.members.adapter import CONFIG, PREFIX, WEIGHTS
+from fusetune.members.adapter_average import AdapterAverage, Stack, check_apart
+from fusetune.members.averaging import scale_of
+from fusetune.members.low_rank import squared_distance, squared_norm, truncate
+from fusetune.members.points import Mixture, OwnModel, Point
+
+SVD = "adapter-svd:"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportForm:
+    """How a fused model is written.
+
+    Attributes:
+        adapter: As an adapter; merged into the base otherwise.
+        rank: Of the adapter, cut off by SVD; None for the exact one.
+    """
+
+    adapter: bool = False
+    rank: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ExportForm:
+        """Of "merged", "adapter" or "adapter-svd:RANK".
+
+        Raises:
+            RecipeError: If it is none of them.
+        """
+        if text in ("merged", "adapter"):
+            return cls(text == "adapter")
+        rank = text.removeprefix(SVD)
+        if text.startswith(SVD) and rank.isdecimal() and int(rank) > 0:
+            return cls(True, int(rank))
+        raise RecipeError(
+            f"fuse.export is {text!r}.", "Write merged, adapter, or adapter-svd:16 (a rank)."
+        )
+
+
+def write_adapter(
+    average: AdapterAverage, point: Point, folder: Path, rank: int | None = None
+) -> dict[str, Any]:
+    """Write adapter_model.safetensors and adapter_config.json.
+
+    Args:
+        average: Of adapters.
+        point: Coefficients with sum 1.
+        folder: Exists.
+        rank: To cut off at; None for the exact adapter.
+
+    Returns:
+        For fusion.json: the largest rank of a module and, of a cut, the relative error of ΔW
+        in the Frobenius norm, over all modules and for each.
+
+    Raises:
+        StageError: If the point is no adapter on this base: a model of its own, or
+            coefficients whose sum is not 1; or if DoRA would have to be cut.
+    """
+    mixture = _require_mixture(average, point, rank)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    errors: dict[str, tuple[float, float]] = {}
+    for name, stack in average.stacks.items():
+        module = average.source.weights[name]
+        left, right, lengths = _low(average, mixture, name, stack)
+        if rank is not None:
+            cut = truncate(left, right, rank)
+            left, right, errors[module] = cut.left, cut.right, (cut.lost, cut.total)
+        ranks[module] = right.shape[0]
+        tensors |= _named(average, module, left, right, lengths)
+    tensors |= _others(average, mixture)
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(packed, folder / WEIGHTS, metadata={"format": "pt"})
+    config = _config(average, ranks)
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return {"rank": max(ranks.values(), default=0), **_error_record(errors)}
+
+
+def apart_distance(average: AdapterAverage, point: Point) -> float | None:
+    """How far averaging A and B apart is from the exact average: ‖ΔW' − ΔW‖ / ‖ΔW‖.
+
+    None where one of the two is not defined: other ranks or targets, DoRA, a model of its own.
+    """
+    try:
+        check_apart(average.source)
+    except MemberError:
+        return None
+    if isinstance(point, OwnModel):
+        return None
+    above = below = 0.0
+    for name, stack in average.stacks.items():
+        vector = average.vector(point, name)
+        exact = stack.factors(vector)
+        above += squared_distance(stack.factors(vector, apart=True), exact)
+        below += squared_norm(*exact)
+    return math.sqrt(above / below) if below > 0.0 else 0.0
+
+
+def _require_mixture(average: AdapterAverage, point: Point, rank: int | None) -> Mixture:
+    if isinstance(point, OwnModel) or not math.isclose(scale_of(point), 1.0, abs_tol=1e-6):
+        raise StageError(
+            "This model is not its base with an adapter: its method left the averages of "
+            "adapters.",
+            hint="Write it merged (fuse.export: merged).",
+        )
+    if rank is not None and any(member.dora for member in average.source.members):
+        raise StageError(
+            "An average of DoRA adapters cannot be cut to a lower rank: its rows would not "
+            "have the lengths that were trained any more.",
+            hint="Write it exactly (fuse.export: adapter) or merged.",
+        )
+    return point
+
+
+def _low(
+    average: AdapterAverage, point: Mixture, name: str, stack: Stack
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """L and R of the change, and DoRA's magnitudes if the members have them."""
+    vector, apart = average.vector(point, name), average.apart
+    left, right = stack.factors(vector, apart)
+    if not any(member.dora for member in average.source.members):
+        return left, right, None
+    fused = stack.mixed(vector, 1.0, apart)
+    lengths = torch.linalg.vector_norm(fused, dim=1 - stack.along)
+    stretch = stack.stretch(vector, 1.0)
+    if isinstance(stretch, Tensor):
+        if not bool((stretch > 0).all()):
+            raise StageError(
+                f"The average of {name} is no DoRA adapter: a row of the base got no weight.",
+                hint="Write it merged (fuse.export: merged).",
+            )
+        left, right = (left / stretch, right) if stack.along == 0 else (left, right / stretch)
+    return left, right, lengths
+
+
+def _named(
+    average: AdapterAverage, module: str, left: Tensor, right: Tensor, lengths: Tensor | None
+) -> dict[str, Tensor]:
+    """The tensors of one module under PEFT's names."""
+    flipped = average.source.base.transposed(module)
+    a, b = (left.t(), right.t()) if flipped else (right, left)
+    embedding = any(
+        member.modules[module].embedding
+        for member in average.source.members
+        if module in member.modules
+    )
+    names = (
+        ("lora_embedding_A", "lora_embedding_B")
+        if embedding
+        else (
+            "lora_A.weight",
+            "lora_B.weight",
+        )
+    )
+    found = {f"{PREFIX}{module}.{names[0]}": a, f"{PREFIX}{module}.{names[1]}": b}
+    if lengths is not None:
+        found[f"{PREFIX}{module}.lora_magnitude_vector"] = lengths
+    return found
+
+
+def _others(average: AdapterAverage, point: Mixture) -> dict[str, Tensor]:
+    """Averaged biases of LoRA, and tensors that are averaged whole."""
+    source = average.source
+    found: dict[str, Tensor] = {}
+    for module in source.biases.values():
+        parts = [(source.bias(i, module), w) for i, w in enumerate(point.values) if w != 0.0]
+        added = [part * w for part, w in parts if part is not None]
+        if added:
+            found[f"{PREFIX}{module}.lora_B.bias"] = torch.stack(added).sum(dim=0)
+    first = source.members[0]
+    for name, value in average.small(point):
+        if name in first.whole:
+            key = first.whole[name]
+            found[key] = value.to(first.tensors[key].dtype)
+    return found
+
+
+def _config(average: AdapterAverage, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """adapter_config.json: the scaling is in the factors, so that alpha is r."""
+    common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    other = {module: rank for module, rank in ranks.items() if rank != common}
+    return {
+        **average.source.members[0].adapter,
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": other,
+        "alpha_pattern": dict(other),
+        "use_rslora": False,
+        "use_dora": any(member.dora for member in average.source.members),
+        "init_lora_weights": True,
+        "target_modules": sorted(ranks),
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "exclude_modules": None,
+        "inference_mode": True,
+    }
+
+
+def _error_record(errors: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    if not errors:
+        return {}
+    lost = math.fsum(cut for cut, _ in errors.values())
+    total = math.fsum(whole for _, whole in errors.values())
+    relative = {m: math.sqrt(c / w) if w > 0.0 else 0.0 for m, (c, w) in errors.items()}
+    return {
+        "relative_error": math.sqrt(lost / total) if total > 0.0 else 0.0,
+        "relative_error_of_modules": relative,
+    }

@@ -1,0 +1,222 @@
+"""The base model that adapters are laid on: loaded when it is first needed, kept once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import itemgetter
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from fusetune.errors import MemberError
+from fusetune.members.adapter import PREFIX, AdapterMember
+from fusetune.members.header import DTYPES, TensorSpec
+
+BaseModel = nn.Module | Callable[[], nn.Module]
+"""The model without adapters, or a function that loads it."""
+
+AUTO_CLASSES: Mapping[str, str] = {  # PEFT's task type → the class that loads such a model
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
+
+
+class Base:
+    """The weights W under adapters.
+
+    The model that was loaded is also the one that averages are written into, so that there
+    is no second copy of what no adapter changes. `keep` copies what is going to be
+    overwritten.
+
+    Args:
+        source: The model without adapters, or a function that loads it.
+        expected: sha256 that `base_sha256` must give; any if empty.
+        replaced: Tensors that the members bring themselves, which the digest leaves out.
+    """
+
+    def __init__(
+        self,
+        source: BaseModel,
+        expected: Collection[str] = (),
+        replaced: Collection[str] = (),
+    ) -> None:
+        self._source = source
+        self._expected = frozenset(expected)
+        self._replaced = frozenset(replaced)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model; averages may change its parameters.
+
+        Raises:
+            MemberError: If its weights are not those that the adapters were trained on.
+        """
+        model = self._source if isinstance(self._source, nn.Module) else self._source()
+        for digest in self._expected:
+            if base_sha256(model, self._replaced) != digest:
+                raise MemberError(
+                    "The base model has not the weights that the adapters were trained on.",
+                    hint="Give the model (and revision) that the training began with.",
+                )
+        return model
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name → W, as loaded, on the CPU; of tied names only the first, as in files."""
+        seen: set[tuple[object, ...]] = set()
+        found: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict().items():
+            place = (value.data_ptr(), value.shape, value.stride())
+            if place not in seen or not value.numel():
+                found[name] = value.cpu()
+            seen.add(place)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def tied(self) -> dict[str, tuple[str, ...]]:
+        """Every name that shares its tensor with others → all those names."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for name, value in self.model.state_dict().items():
+            if value.numel():
+                groups.setdefault((value.data_ptr(), value.shape), []).append(name)
+        shared = [tuple(names) for names in groups.values() if len(names) > 1]
+        return {name: names for names in shared for name in names}
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name → dtype and shape.
+
+        Raises:
+            MemberError: If a weight is quantised, or in a dtype that no file could hold.
+        """
+        strange = [n for n, t in self.tensors.items() if t.dtype not in DTYPES.values()]
+        packed = [n for n, t in self.tensors.items() if _packed(n, t)]
+        if strange or packed:
+            name = (strange or packed)[0]
+            raise MemberError(
+                f"The base model is quantised ({name} is {self.tensors[name].dtype}): the sum "
+                "of base and adapters would be rounded to its few levels.",
+                hint="Give the base model in float32, bfloat16 or float16.",
+            )
+        return {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in self.tensors.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the model, without how its weights were packed."""
+        config = getattr(self.model, "config", None)
+        if config is None:
+            return {}
+        found = dict(json.loads(config.to_json_string()))
+        found.pop("quantization_config", None)
+        return {"architectures": [type(self.model).__name__]} | found
+
+    def transposed(self, module: str) -> bool:
+        """Whether a module keeps its weight as `in x out`: GPT-2's Conv1D, embeddings."""
+        return isinstance(self.model.get_submodule(module), Conv1D | nn.Embedding)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Copy tensors that the model still shares, before it is written into."""
+        state = self.model.state_dict()
+        for name in names:
+            if self.tensors[name].data_ptr() == state[name].data_ptr():
+                self.tensors[name] = self.tensors[name].clone()
+
+
+def base_of(adapters: Sequence[AdapterMember], source: BaseModel | None) -> Base:
+    """The base of compatible adapters; without a source, the one that the first one names."""
+    first = adapters[0]
+    digests = {m.base_digest for m in adapters if m.base_digest is not None}
+    make = (lambda: load_base(first)) if source is None else source
+    return Base(make, digests, first.whole.keys())
+
+
+def base_sha256(model: nn.Module, replaced: Collection[str] = ()) -> str:
+    """Hexadecimal sha256 of the weights that adapters leave alone.
+
+    Gives the same for a model as PEFT trains it and for the plain one: modules to save,
+    trained biases and LoRA's own tensors do not count.
+
+    Args:
+        model: A `PeftModel`, or the base model by itself.
+        replaced: Of the base model, the tensors that adapters bring themselves.
+    """
+    wrapped = is_peft(model)
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_base_parameters(model, wrapped), key=itemgetter(0)):
+        if name in replaced or (wrapped and parameter.requires_grad):
+            continue
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _base_parameters(model: nn.Module, wrapped: bool) -> list[tuple[str, nn.Parameter]]:
+    if not wrapped:
+        return list(model.named_parameters())
+    own = ("lora_", ".modules_to_save.", ".original_module.")
+    return [
+        (name.removeprefix(PREFIX).replace(".base_layer.", "."), parameter)
+        for name, parameter in model.named_parameters()
+        if not any(part in name for part in own)
+    ]
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether a model is PEFT's wrapper of another."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def load_base(member: AdapterMember) -> nn.Module:
+    """The base model that an adapter's configuration names.
+
+    Its class follows from PEFT's task type, or is the one that PEFT wrote down; the number
+    of labels from config.json beside the adapter, or from the head that it saved.
+
+    Raises:
+        MemberError: If no base model is named, or it cannot be loaded.
+    """
+    name, config = member.base_name, member.adapter
+    if name is None:
+        raise MemberError(
+            f"{member.path} does not say which base model it belongs to.",
+            hint="Give the base model: MemberPool.open(paths, base=model).",
+        )
+    mapping = config.get("auto_mapping") or {}
+    kind = AUTO_CLASSES.get(str(config.get("task_type")), mapping.get("base_model_class"))
+    make: Any = getattr(transformers, str(kind), None)
+    if make is None:
+        raise MemberError(
+            f"{member.path} does not say of which class its base model is.",
+            hint="Give the base model: MemberPool.open(paths, base=model).",
+        )
+    labels = [member.tensors[member.whole[n]].shape[0] for n in HEADS if n in member.whole]
+    options: dict[str, Any] = {"revision": r} if (r := config.get("revision")) else {}
+    try:
+        if member.config:
+            options["config"] = AutoConfig.from_pretrained(member.path)
+        elif labels and kind != "AutoModel":
+            options["num_labels"] = labels[0]
+        model: nn.Module = make.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise MemberError(
+            f"The base model {name} of {member.path} cannot be loaded: "
+            f"{str(error).strip().splitlines()[0]}",
+            hint="Give the base model: MemberPool.open(paths, base=model).",
+        ) from error
+    return model.eval()
+
+
+def _packed(name: str, tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.uint8, torch.int8) and name.endswith(".weight")
