@@ -9,6 +9,12 @@ Both ways alternate in one process; speed-ups compare medians, `*_cpu` those of 
 time, which other work on the machine hardly touches. `*_difference`: the largest between
 logits of both ways. `*_share`: of the matrix rate measured here, counting the encoder's
 products on real tokens alone.
+
+`--compile` adds `*_compiled_ratio`, seconds as usual by seconds with `torch.compile` (which is
+done before the clock runs), and `--candidates c` adds `*_candidates_ratio`, seconds of c
+models one after the other by seconds of c models side by side. Each pair alternates too; above
+1 means that it pays. `*_compiled_difference` and `*_candidates_difference` are the largest
+between logits.
 """
 
 from __future__ import annotations
@@ -19,11 +25,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import transformers
+from torch import nn
 
+from fusetune.evaluation.candidates import outcomes
+from fusetune.evaluation.compiled import compiled_scorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.load import resolve
@@ -57,6 +67,68 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int = 9) -> f
         for _ in range(repeats)
     ]
     return 20 * 2 * n * k * m / statistics.median(times[1:])
+
+
+def side_by_side(
+    ways: dict[str, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Median wall and processor seconds of some ways that take turns."""
+    took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, run in ways.items():
+            took[way].append(seconds_of(run, device))
+    return {
+        way: (statistics.median(t[0] for t in v), statistics.median(t[1] for t in v))
+        for way, v in took.items()
+    }
+
+
+def compiled(name: str, scorer: Scorer, model: nn.Module, repeats: int) -> dict[str, float]:
+    """The usual evaluation against that of the compiled model."""
+    torch.compiler.reset()
+    fast, why = compiled_scorer(
+        scorer, model, cast(nn.Module, torch.compile(model, dynamic=True))
+    )
+    if why:
+        raise SystemExit(f"{name} cannot be evaluated by compiled code: {why}.")
+    usual, other = scorer(model).outputs, fast(model).outputs
+    assert usual is not None
+    assert other is not None
+    ways = {"eager": lambda: scorer(model), "compiled": lambda: fast(model)}
+    took = side_by_side(ways, scorer.device, repeats)
+    return {
+        f"{name}_compiled_ratio": took["eager"][0] / took["compiled"][0],
+        f"{name}_compiled_ratio_cpu": took["eager"][1] / took["compiled"][1],
+        f"{name}_compiled_difference": float(
+            np.abs(usual.predictions - other.predictions).max()
+        ),
+    }
+
+
+def together(
+    name: str, scorer: Scorer, model: nn.Module, number: int, repeats: int
+) -> dict[str, float]:
+    """So many models one after the other, and side by side; averaging is not counted."""
+    stack = {
+        key: value.detach().expand(number, *value.shape).clone()
+        for key, value in model.state_dict(keep_vars=True).items()
+        if value.is_floating_point()
+    }
+    alone = scorer(model).outputs
+    assert alone is not None
+    found = outcomes(stack, model, scorer)
+    ways: dict[str, Callable[[], object]] = {
+        "alone": lambda: [scorer(model) for _ in range(number)],
+        "together": lambda: outcomes(stack, model, scorer),
+    }
+    took = side_by_side(ways, scorer.device, repeats)
+    return {
+        f"{name}_candidates_ratio": took["alone"][0] / took["together"][0],
+        f"{name}_candidates_ratio_cpu": took["alone"][1] / took["together"][1],
+        f"{name}_candidates_difference": max(
+            float(np.abs(alone.predictions - other.predictions).max()) for other in found
+        ),
+    }
 
 
 def measure(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
@@ -98,17 +170,21 @@ def measure(name: str, options: argparse.Namespace, device: torch.device) -> dic
     ours = scorer(model).outputs
     assert ours is not None
     difference = np.abs(ours.predictions[: len(rows)] - np.concatenate(published())).max()
-    took: dict[str, list[tuple[float, float]]] = {"ours": [], "usual": []}
-    for _ in range(options.repeats):
-        took["ours"].append(seconds_of(lambda: scorer(model), device))
-        took["usual"].append(seconds_of(published, device))
+    ways: dict[str, Callable[[], object]] = {"ours": lambda: scorer(model), "usual": published}
+    took = side_by_side(ways, device, options.repeats)
     scale = len(encoded) / len(rows)
-    wall = {k: statistics.median(t[0] for t in v) for k, v in took.items()}
-    processor = {k: statistics.median(t[1] for t in v) for k, v in took.items()}
+    wall = {way: seconds[0] for way, seconds in took.items()}
+    processor = {way: seconds[1] for way, seconds in took.items()}
     flop = 2 * int(encoded.lengths.sum())
     flop *= sum(p.numel() for p in model.base_model.encoder.parameters() if p.ndim == 2)
     spent = processor["ours"] if device.type == "cpu" else wall["ours"]
+    more: dict[str, float] = {}
+    if options.compile:
+        more |= compiled(name, scorer, model, options.repeats)
+    if options.candidates > 1:
+        more |= together(name, scorer, model, options.candidates, options.repeats)
     return {
+        **more,
         f"{name}_speedup": wall["usual"] * scale / wall["ours"],
         f"{name}_speedup_cpu": processor["usual"] * scale / processor["ours"],
         f"{name}_seconds": wall["ours"],
@@ -125,6 +201,9 @@ def main() -> None:
     parser.add_argument("--usual-rows", type=int, default=USUAL_BATCH)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--budget", type=int, help="tokens per batch")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--candidates", type=int, default=0, help="models side by side")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", action="store_true")
@@ -133,7 +212,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     device = choose_device(options.device)
     found: dict[str, float] = {"threads": torch.get_num_threads()}
-    for name in TASKS:
+    for name in options.tasks:
         found |= measure(name, options, device)
     for precision in ("float32", "bfloat16"):
         found[f"gflops_{precision}"] = matrix_rate(DTYPES[precision], device) / 1e9

@@ -65,6 +65,8 @@ def test_every_error_at_once_with_its_path() -> None:
         ("search.objective=fused:nothing", "unknown 'fused:nothing'"),
         ("fuse.methods=[swa, mobbo]", "unknown method 'mobbo'; did you mean mobo"),
         ("fuse.evaluations=10", r"10 is less than train\.members: 15"),
+        ("fuse={compile: true, candidates_per_pass: 4}", "leave out candidates_per_pass, or"),
+        ("fuse.candidates_per_pass=0", r"fuse\.candidates_per_pass.*got 0"),
         ("task.split={halve: validation, hold_out: 5}", "either halve or hold_out"),
         ("model", "An override must read key=value"),
         ("model.name=[", "not valid YAML"),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
 from fusetune.recipe_sections import (
@@ -51,6 +51,9 @@ class SearchSection(Section):
         None,
         ge=1,
         description="Budget of the inner search of fused; fuse.evaluations by default.",
+    )
+    inner: Literal["auto", "full"] = Field(
+        "auto", description="auto ends the inner search of a trial that can no longer win."
     )
     space: dict[str, Range] = Field(default_factory=dict)
 
@@ -134,6 +137,12 @@ class FuseSection(Section):
     export: ExportText = Field(
         "merged", description="Of adapters: merged, adapter, or adapter-svd:RANK."
     )
+    compile: bool = Field(
+        False, description="Evaluate members and averages with torch.compile."
+    )
+    candidates_per_pass: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Models evaluated side by side; auto: more than one on a GPU only."
+    )
     racing: bool = Field(
         False, description="Drop a w as soon as a part of the split shows it dominated."
     )
@@ -163,9 +172,14 @@ class FuseSection(Section):
         return list(dict.fromkeys(value))
 
     @model_validator(mode="after")
-    def _constraint_can_be_read(self) -> FuseSection:
+    def _fits_together(self) -> FuseSection:
         from fusetune.optimization.constraint import Constraint
 
+        if self.compile and self.candidates_per_pass not in ("auto", 1):
+            raise ValueError(
+                "compiled models are evaluated one after the other; leave out "
+                "candidates_per_pass, or compile"
+            )
         if self.constraint is not None:
             try:
                 Constraint.parse(self.constraint)

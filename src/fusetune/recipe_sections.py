@@ -1,4 +1,4 @@
-"""Sections of a recipe that depend on no other: the task, the model, a search's ranges."""
+"""Sections of a recipe that depend on no other, and what all sections share."""
 
 from __future__ import annotations
 

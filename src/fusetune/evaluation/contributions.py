@@ -35,10 +35,14 @@ def contributions(evaluator: Evaluator, weights: FusionWeights) -> list[Contribu
     if len(carrying) < 2:
         return []
     full = evaluator(weights)
+    rests = [
+        FusionWeights.normalised(0.0 if j == i else w for j, w in enumerate(weights.values))
+        for i in carrying
+    ]
+    evaluator.prefetch(rests)
     found = []
-    for i in carrying:
-        rest = [0.0 if j == i else w for j, w in enumerate(weights.values)]
-        without = evaluator(FusionWeights.normalised(rest))
+    for i, rest in zip(carrying, rests, strict=True):
+        without = evaluator(rest)
         found.append(
             Contribution(
                 i, weights.values[i], without.values, not evaluator.better(full, without)

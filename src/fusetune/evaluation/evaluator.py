@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from fusetune.errors import StageError
+from fusetune.errors import FusetuneError, StageError
+from fusetune.evaluation import candidates
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members.points import Point
 from fusetune.objective import Objective
+
+logger = logging.getLogger(__name__)
 
 
 class Average(Protocol):
@@ -42,6 +47,7 @@ class Evaluator:
         score: Model → its values over the whole split.
         objectives: Loss first, then metrics; [1] is the primary.
         store: Remembers evaluations; shared by the evaluators of one split.
+        per_pass: How many models `prefetch` evaluates at once; see `candidates.plan`.
 
     Attributes:
         evaluations: How many distinct w this evaluator was asked for, remembered or not.
@@ -55,12 +61,14 @@ class Evaluator:
         score: Callable[[nn.Module], Evaluation],
         objectives: Sequence[Objective],
         store: EvaluationStore,
+        per_pass: int = 1,
     ) -> None:
         self.average = average
         self.model = model
         self.score = score
         self.objectives = tuple(objectives)
         self.store = store
+        self.per_pass = per_pass
         self._asked: dict[Point, Evaluation] = {}
 
     @property
@@ -97,7 +105,9 @@ class Evaluator:
 
     def fresh(self) -> Evaluator:
         """The same evaluator with its counters at zero, for the next method."""
-        return Evaluator(self.average, self.model, self.score, self.objectives, self.store)
+        return Evaluator(
+            self.average, self.model, self.score, self.objectives, self.store, self.per_pass
+        )
 
     def __call__(self, point: Point) -> Evaluation:
         """The values of θ̄(w): from the store if it was evaluated before."""
@@ -108,11 +118,43 @@ class Evaluator:
             averaging = time.perf_counter() - started
             scored = self.score(self.model)
             seconds = time.perf_counter() - started
-            read = self.average.bytes_read(point) if isinstance(self.average, Counted) else 0
+            read = self._read(point)
             evaluation = Evaluation(scored.values, scored.outputs, seconds, averaging, read)
             self.store.put(point, evaluation)
         self._asked[point] = evaluation
         return evaluation
+
+    def prefetch(self, points: Iterable[Point]) -> None:
+        """Evaluate points that are known together, `per_pass` in each pass over the split.
+
+        They come from the store when they are asked for, and count only then. Which points
+        share a pass follows from the argument alone: a pass of which one point is missing in
+        the store is made whole, and only what is missing is kept. So a run that was killed
+        ends with the same bits. Where a pass takes one model, nothing is done.
+        """
+        points = list(dict.fromkeys(points))
+        scorer = self.score
+        if self.per_pass < 2 or not isinstance(scorer, Scorer):
+            return
+        for start in range(0, len(points), self.per_pass):
+            group = points[start : start + self.per_pass]
+            missing = {p for p in group if self.store.get(p) is None}
+            if len(group) < 2 or not missing:
+                continue
+            try:
+                found = candidates.evaluate(group, self.average, self.model, scorer)
+            except FusetuneError:
+                raise
+            except Exception as error:  # of vmap, or of memory: one after the other goes on
+                logger.warning("Candidates are evaluated one by one: %s", error)
+                self.per_pass = 1
+                return
+            for point, evaluation in zip(group, found, strict=True):
+                if point in missing:
+                    self.store.put(point, replace(evaluation, read=self._read(point)))
+
+    def _read(self, point: Point) -> int:
+        return self.average.bytes_read(point) if isinstance(self.average, Counted) else 0
 
     def better(self, a: Evaluation, b: Evaluation) -> bool:
         """Whether `a` beats `b`: by the primary metric, then by the loss."""

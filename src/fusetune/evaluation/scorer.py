@@ -26,6 +26,10 @@ class Scorer:
         device: Where the models are.
         dtype: float32 for plain evaluation, bfloat16 or float16 for autocast.
         token_budget: Padded tokens per batch; by kind of device if None.
+
+    Attributes:
+        instead: Model → what runs in its place, with the same parameters; empty unless
+            `compiled.compiled_scorer` made the scorer.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Scorer:
         self.device = device
         self.dtype = dtype
         self.batches = prepare(encoded, collate, device, token_budget)
+        self.instead: dict[nn.Module, nn.Module] = {}
         text = f"{encoded.fingerprint} {dtype} {device.type} {len(self.batches)}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
@@ -73,11 +78,13 @@ class Scorer:
         self, model: nn.Module, batches: Sequence[IndexedBatch]
     ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
         """Rows and outcomes, batch by batch."""
-        lower = self.dtype is not torch.float32
+        run = self.instead.get(model, model)
         for batch in batches:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, self.dtype, enabled=lower),
-            ):
-                part = self.task.outputs(model, batch.inputs)
+            with torch.inference_mode(), self.autocast():
+                part = self.task.outputs(run, batch.inputs)
             yield batch.rows, part
+
+    def autocast(self) -> torch.autocast:
+        """The precision that models are evaluated in, as a context."""
+        lower = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower)

@@ -56,6 +56,17 @@ def available_bytes(device: torch.device) -> int:
     return available if left is None else min(available, left)
 
 
+def total_bytes(device: torch.device) -> int:
+    """Bytes that a device has, in use or not; a container's limit counts."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int((CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):  # no control group, or one without a limit: "max"
+        return total
+
+
 def _container_bytes(cgroup: Path) -> int | None:
     """What a control group (v2) still allows, or None if it sets no limit.
 

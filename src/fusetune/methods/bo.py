@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
@@ -31,6 +32,7 @@ def bo(
     loss is recorded, and tells equal metrics apart, but does not lead the search.
     """
     k = len(pool)
+    evaluator.prefetch(starting_points(k))
     sampler = FusionSampler(
         k,
         evaluator.objectives,

@@ -48,6 +48,7 @@ def ema(
     places = np.linspace(0, len(DECAYS) - 1, min(len(DECAYS), budget)).round().astype(int)
     decays = [DECAYS[i] for i in places]
     best = decays[0]
+    evaluator.prefetch(decayed(k, decay) for decay in decays)
     for decay in decays[1:]:
         if evaluator.better(evaluator(decayed(k, decay)), evaluator(decayed(k, best))):
             best = decay

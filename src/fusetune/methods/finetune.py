@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -21,6 +22,7 @@ def finetune(
 ) -> FusionResult:
     """The member with the best primary metric; equal ones are told apart by their loss."""
     k = len(pool)
+    evaluator.prefetch(starting_points(k))
     best = FusionWeights.one_hot(0, k)
     for i in range(1, k):
         candidate = FusionWeights.one_hot(i, k)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -26,6 +27,7 @@ def greedy(
 ) -> FusionResult:
     """Members in order of the primary metric, kept when the average improves [Wortsman2022]."""
     k = len(pool)
+    evaluator.prefetch(starting_points(k))
     primary = evaluator.primary
 
     def value(weights: FusionWeights) -> float:

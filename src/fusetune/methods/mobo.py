@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.ensemble import Ensemble
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
@@ -51,6 +52,7 @@ def mobo(
             where it does not predict, which `details["notes"]` then says.
     """
     k = len(pool)
+    evaluator.prefetch(starting_points(k))
     make = ensemble_prior(evaluator, k) if prior else None
     sampler = FusionSampler(k, evaluator.objectives, seed=seed, prior=make)
     result = search(MOBO, sampler, evaluator, k=k, budget=budget, loop=loop)

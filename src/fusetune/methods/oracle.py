@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.ensemble import Ensemble
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
@@ -63,18 +64,21 @@ def oracle(
         StageError: If subsets must be screened and the evaluator's score knows no task.
     """
     k = len(pool)
+    evaluator.prefetch(starting_points(k))
     allowed = min(budget, MOST) if evaluations is None else evaluations
     exact = exact or 2**k - 1 <= allowed
     if exact:
         screened = 2**k - 1
-        subsets = (s for size in range(1, k + 1) for s in combinations(range(k), size))
+        subsets = [s for size in range(1, k + 1) for s in combinations(range(k), size)]
     else:
         masks, order = _screen(Ensemble.of(evaluator, k), evaluator)
         screened = len(masks)
-        subsets = (tuple(np.flatnonzero(m).tolist()) for m in _shortlist(masks[order], allowed))
+        subsets = [tuple(np.flatnonzero(m).tolist()) for m in _shortlist(masks[order], allowed)]
     best = FusionWeights.one_hot(0, k)
-    for subset in subsets:
-        candidate = FusionWeights.uniform(k, subset)
+    averages = [FusionWeights.uniform(k, subset) for subset in subsets]
+    certain = starting_points(k)  # evaluated together above
+    evaluator.prefetch(w for w in averages if w not in certain)
+    for candidate in averages:
         if evaluator.better(evaluator(candidate), evaluator(best)):
             best = candidate
     members = [i for i, w in enumerate(best.values) if w > 0.0]

@@ -65,6 +65,7 @@ class Context:
         self.folder = folder
         self.display = display
         self._scorers: dict[SplitName, Scorer] = {}
+        self._said: set[str] = set()
 
     @cached_property
     def task(self) -> Task:
@@ -166,6 +167,12 @@ class Context:
     def method_options(self, name: str) -> dict[str, Any]:
         """What the recipe sets of one method's own options."""
         return {"prior": self.recipe.fuse.prior} if name == "mobo" else {}
+
+    def note(self, text: str) -> None:
+        """A warning for the user, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.display.warn(text)
 
     def close(self) -> None:
         """Release the executor, if it was ever needed."""

@@ -205,9 +205,13 @@ def _evaluate(context: Context, evaluator: Evaluator, points: Sequence[Point]) -
     if not left:
         return
     with context.display.bar("plane", len(points)) as bar:
-        for done, point in enumerate(points, 1):
-            evaluator(point)
-            bar.update(done)
+        step = evaluator.per_pass
+        for start in range(0, len(points), step):
+            some = points[start : start + step]
+            evaluator.prefetch(some)
+            for point in some:
+                evaluator(point)
+            bar.update(start + len(some))
 
 
 def _split(name: str) -> SplitName:

@@ -19,7 +19,7 @@ from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
-from fusetune.pipeline import agreement, notes
+from fusetune.pipeline import agreement, inner, notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.environment import environment, package_version
 from fusetune.pipeline.fuse import card_text, references, saved_results
@@ -131,6 +131,7 @@ def _record(
             *context.task.notes,
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
+            *inner.note(search_trials),
             *warnings,
         ),
         model=context.source.label,

@@ -18,10 +18,11 @@ from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.points import to_json
-from fusetune.methods import find as find_method
 from fusetune.objective import LOSS, Objective
+from fusetune.optimization.promise import Mark
 from fusetune.optimization.samplers import HyperparameterSampler
-from fusetune.optimization.study import Finished, Loop, Pruned, Report
+from fusetune.optimization.study import Finished, Pruned, Report
+from fusetune.pipeline import inner
 from fusetune.pipeline.agreement import warnings
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
@@ -66,7 +67,7 @@ def search(context: Context) -> dict[str, Any]:
         study = loop.run(
             STUDY,
             sampler,
-            lambda trial: _parameters(trial, sampler),
+            lambda trial: evaluate.begin(trial, sampler),
             evaluate,
             trials=recipe.search.trials,
             objectives=[primary],
@@ -82,6 +83,7 @@ def search(context: Context) -> dict[str, Any]:
         "seconds": sum(t.user_attrs.get("seconds", 0.0) for t in trials),
         "trainings": len(trials),
         "evaluations": sum(_evaluations(t) for t in trials),
+        "inner_searches_stopped": inner.stopped(trials),
     }
     if not evaluate.keeps:
         shutil.rmtree(context.folder.work, ignore_errors=True)
@@ -103,6 +105,13 @@ class _Evaluate:
         self.keeps = context.recipe.trains_in_trials
         self.kept = KeptTrials(context.folder.kept)
         self.shared = context.shared if self.keeps else None
+        self.marks: dict[int, Mark | None] = {}
+
+    def begin(self, trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
+        """A trial's λ; and what it has to reach, for its inner search, if it has one."""
+        if self._method is not None and self.context.recipe.search.inner == "auto":
+            self.marks[trial.number] = inner.mark(trial, self.primary)
+        return _parameters(trial, sampler)
 
     def forget(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the members of no more trials than the training can take over."""
@@ -121,7 +130,7 @@ class _Evaluate:
             training, stopped, saved = self._obtain(params, number, report, folder)
             if stopped:
                 return Pruned({"seconds": time.perf_counter() - started + saved})
-            value, attributes = self._value(training, folder)
+            value, attributes = self._value(training, folder, self.marks.get(number))
             if self.keeps:
                 self.kept.keep(number, folder, training.trial)
         finally:
@@ -203,30 +212,26 @@ class _Evaluate:
         kind, _, method = recipe.search.objective.partition(":")
         return None if kind == "best_member" else method or recipe.fuse.sampler
 
-    def _value(self, training: SharedTraining, folder: Path) -> tuple[float, dict[str, Any]]:
+    def _value(
+        self, training: SharedTraining, folder: Path, mark: Mark | None
+    ) -> tuple[float, dict[str, Any]]:
         name, sign = self.primary.name, self.primary.sign
         checked = [values for _, values in training.history]
         best = max(checked, key=lambda values: (sign * values[name], -values[LOSS.name]))
         best_member = float(best[name])
         if self._method is None:
             return best_member, {LOSS.name: best[LOSS.name]}
-        recipe = self.context.recipe
         bench = Workbench(open_pool(self.context, folder / "members"), self.context, None)
         evaluator = bench.evaluator("validation")
-        result = find_method(self._method)(
-            bench.pool,
-            evaluator,
-            budget=recipe.search.fused_evaluations or recipe.fuse.evaluations,
-            seed=recipe.seed,
-            loop=Loop.in_memory(),
-            origin=self.context.origin,
-            **self.context.method_options(self._method),
+        result, told = inner.fuse_members(
+            self.context, bench.pool, evaluator, self._method, mark
         )
         attributes = {
             LOSS.name: result.values[LOSS.name],
             "best_member": best_member,
             "point": to_json(result.point),
             "evaluations": result.evaluations,
+            **told,
             **self._more(evaluator, len(bench.pool)),
         }
         return float(result.values[name]), attributes

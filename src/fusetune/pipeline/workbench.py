@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
 
 from fusetune.errors import RunError
+from fusetune.evaluation import candidates
+from fusetune.evaluation.compiled import compiled_scorer
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
@@ -26,11 +32,14 @@ class Workbench:
         pool: The members.
         context: Task, device and scorers.
         evaluations: Folder of the evaluation store; None keeps evaluations in memory.
+        compiles: Whether the model is compiled before it is evaluated, if that works.
     """
 
     pool: MemberPool
     context: Context
     evaluations: Path | None
+    compiles: bool = False
+    _scorers: dict[SplitName, Scorer] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def plan(self) -> AveragingPlan:
@@ -57,14 +66,41 @@ class Workbench:
 
     def evaluator(self, split: SplitName) -> Evaluator:
         """The values of θ̄(w) on a split; nothing is evaluated that the store knows."""
-        scorer: Scorer = self.context.scorer(split)
+        scorer = self._scorer(split)
         way = " apart" if self.apart else ""
+        model = self.average.model
+        per_pass = 1
+        if not self.compiles:
+            wanted = self.context.recipe.fuse.candidates_per_pass
+            per_pass, why = candidates.plan(wanted, model, scorer)
+            if why:
+                self.context.note(f"fuse.candidates_per_pass: {why}.")
         store = EvaluationStore(
             self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
         )
-        return Evaluator(
-            self.average, self.average.model, scorer, self.context.task.objectives, store
-        )
+        objectives = self.context.task.objectives
+        return Evaluator(self.average, model, scorer, objectives, store, per_pass)
+
+    @cached_property
+    def _compiled_model(self) -> nn.Module:
+        torch.compiler.reset()  # what earlier models left counts against a limit
+        return cast(nn.Module, torch.compile(self.average.model, dynamic=True))
+
+    def _scorer(self, split: SplitName) -> Scorer:
+        """The scorer of a split, compiled if the recipe wants that and it works."""
+        scorer = self.context.scorer(split)
+        if not self.compiles:
+            return scorer
+        if split not in self._scorers:
+            # Code is made for the sizes that come first. They are those of validation in
+            # every process, so that a resumed run computes the same bits.
+            if split == "validation" or self._scorer("validation").instead:
+                model = self.average.model
+                scorer, why = compiled_scorer(scorer, model, self._compiled_model)
+                if why:
+                    self.context.note(f"fuse.compile: {split} is evaluated without, as {why}.")
+            self._scorers[split] = scorer
+        return self._scorers[split]
 
 
 def open_pool(context: Context, folder: Path) -> MemberPool:
@@ -87,4 +123,4 @@ def open_members(context: Context) -> Workbench:
             f"{', '.join(recorded)}.",
             "Run `fusetune train --force` to collect them again.",
         )
-    return Workbench(pool, context, folder.evaluations)
+    return Workbench(pool, context, folder.evaluations, context.recipe.fuse.compile)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,23 +166,32 @@ class TextTask(ABC):
             DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO if fits else None)
         )
 
+    def logits(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """float32 predictions, `b x c`; the labels are not shown to the model.
+
+        A function of the model's tensors and the batch alone, also under `torch.func`.
+        """
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits: Tensor = model(**inputs).logits.float()
+        return logits
+
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Loss and float32 logits of each example; the labels are not shown to the model."""
-        logits = _logits(model, batch)
+        logits = self.logits(model, batch)
         losses = self.losses(logits, batch["labels"])
         return Outputs(losses.cpu().numpy(), logits.cpu().numpy())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch, as in training, with a graph behind it."""
-        return self.losses(_logits(model, batch), batch["labels"]).mean()
+        return self.losses(self.logits(model, batch), batch["labels"]).mean()
 
     def with_drawn_labels(
         self, model: nn.Module, batch: Batch, generator: Generator
     ) -> dict[str, Tensor]:
         """The batch with labels drawn from what the model predicts; see `Task`."""
         with torch.no_grad():
-            drawn = self.draw(_logits(model, batch).cpu(), generator)
+            drawn = self.draw(self.logits(model, batch).cpu(), generator)
         labels = batch["labels"]
         return {**batch, "labels": drawn.to(labels.device, labels.dtype)}
 
@@ -246,13 +255,6 @@ class _Collator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return dict(self.pad([dict(feature) for feature in features]))
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """float32 logits; the labels are not shown to the model."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits.float()
-    return logits
 
 
 def unlabelled(split: SplitName, part: Part, label: str) -> DataError:
