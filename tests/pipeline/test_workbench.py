@@ -64,7 +64,8 @@ def bench(folder: Path, **fuse: Any) -> tuple[Workbench, list[str]]:
         for split in ("validation", "test")
     }
     notes: list[str] = []
-    section = SimpleNamespace(**{"candidates_per_pass": "auto", "compile": False, **fuse})
+    defaults = {"candidates_per_pass": "auto", "compile": False, "adapters": "exact"}
+    section = SimpleNamespace(**{**defaults, **fuse})
     context = SimpleNamespace(
         recipe=SimpleNamespace(fuse=section), scorer=scorers.get, note=notes.append, task=task
     )
