@@ -114,3 +114,16 @@ def test_difference_names_leaves() -> None:
 def test_the_schema_has_every_section() -> None:
     properties = Recipe.model_json_schema()["properties"]
     assert set(properties) == set(yaml.safe_load(parse(MINIMAL).to_yaml()))
+
+
+def test_a_task_has_texts_or_a_prompt() -> None:
+    generation = MINIMAL.replace("text: sentence,", "kind: generation,")
+    with pytest.raises(RecipeError, match="give text and label, or prompt and reference"):
+        parse(generation)
+    with pytest.raises(RecipeError, match="prompt and reference belong together"):
+        parse(generation, ["task.prompt='{{ a }}'"])
+    with pytest.raises(RecipeError, match="give text and label, or prompt and reference"):
+        parse(MINIMAL, ["task.prompt='{{ a }}'", "task.reference=b"])
+    recipe = parse(generation, ["task.prompt='{{ a }}'", "task.reference=b"])
+    assert recipe.task.inputs == {"prompt": "{{ a }}", "reference": "b"}
+    assert parse(recipe.to_yaml()) == recipe

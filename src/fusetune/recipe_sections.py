@@ -66,8 +66,16 @@ class TaskSection(Section):
     )
     name: str | None = Field(None, description="Name in reports; taken from data by default.")
     split: SplitSection | None = None
-    text: list[str] = Field(min_length=1, description="Columns of the input texts, in order.")
+    text: list[str] = Field(
+        default_factory=list, description="Columns of the input texts, in order."
+    )
     label: str = "label"
+    prompt: str | None = Field(
+        None, description="Jinja template of a row's prompt, for kinds that generate text."
+    )
+    reference: str | None = Field(
+        None, description="Column of the reference text or texts, or a path as answers.text."
+    )
     metrics: list[str] = Field(min_length=1, description="The first is the primary metric.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the task's kind."
@@ -82,6 +90,21 @@ class TaskSection(Section):
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _text_or_prompt(self) -> TaskSection:
+        if bool(self.text) == (self.prompt is not None):
+            raise ValueError("give text and label, or prompt and reference")
+        if (self.prompt is None) != (self.reference is None):
+            raise ValueError("prompt and reference belong together")
+        return self
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Where a row's input and its answer stand, as arguments of the task's kind."""
+        if self.prompt is None:
+            return {"text": self.text, "label": self.label}
+        return {"prompt": self.prompt, "reference": self.reference}
 
 
 class LoraSection(Section):

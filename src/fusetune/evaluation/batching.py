@@ -55,7 +55,12 @@ def token_batches(
 
 
 def prepare(
-    encoded: Encoded, collate: Collate, device: torch.device, budget: int | None = None
+    encoded: Encoded,
+    collate: Collate,
+    device: torch.device,
+    budget: int | None = None,
+    *,
+    sizes: NDArray[np.int64] | None = None,
 ) -> list[IndexedBatch]:
     """The whole split as padded tensors on the device.
 
@@ -63,17 +68,24 @@ def prepare(
         encoded: A tokenised split.
         collate: The task's padding.
         device: Where the model is.
-        budget: Padded tokens per batch; by kind of device if None.
+        budget: Padded tokens per batch; the split's own, or by kind of device, if None.
+        sizes: `n`; what each example takes of the budget; the split's own if None.
     """
     cpu = device.type == "cpu"
-    tokens = budget or (CPU_TOKENS if cpu else GPU_TOKENS)
+    tokens = budget or encoded.budget or default_budget(device)
+    sizes = encoded.sizes if sizes is None else sizes
     batches = []
-    for rows in token_batches(encoded.lengths, tokens, 1 if cpu else GPU_MULTIPLE):
+    for rows in token_batches(sizes, tokens, 1 if cpu else GPU_MULTIPLE):
         inputs = collate([encoded[int(i)] for i in rows])
         if cpu:
             inputs = trimmed(inputs)
         batches.append(IndexedBatch(rows, {n: value.to(device) for n, value in inputs.items()}))
     return batches
+
+
+def default_budget(device: torch.device) -> int:
+    """Padded tokens per batch of a plain forward pass."""
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 def trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,17 +16,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.lowest import lowest
+from fusetune.evaluation.token_ensemble import TokenEnsemble
 from fusetune.members.weights import FusionWeights
-from fusetune.tasks.task import Task
+from fusetune.tasks.task import Outputs, Task
 
 BLOCK = 1 << 21  # predictions that are mixed at once; 8 MB
-
-ITERATIONS = 200
-TOLERANCE = 1e-10
 
 
 @runtime_checkable
@@ -36,6 +34,47 @@ class Differentiable(Protocol):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each of n examples, `n`, from predictions `n x c`."""
         ...
+
+
+class Mixture(Protocol):
+    """What k members' outcomes, mixed, say of θ̄(w)."""
+
+    def predict(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Objectives by name, `b` values each, from weights `b x k`; some may be missing."""
+        ...
+
+    def minimiser(self) -> NDArray[np.float64] | None:
+        """The mixture with the lowest loss, `k`; None if it cannot be found."""
+        ...
+
+
+def mixture_of(evaluator: Evaluator, k: int, members: Sequence[int] | None = None) -> Mixture:
+    """The mixture of the k members, each of which is evaluated.
+
+    It is one of token probabilities where outcomes have them, else one of predictions.
+
+    Args:
+        evaluator: Of the split.
+        k: Number of members.
+        members: Those that can be evaluated, at least one; the outcomes of the others
+            count as not finite. All of them if None.
+
+    Raises:
+        StageError: If the evaluator's score knows no task.
+    """
+    scorer = evaluator.scorer("The ensemble of the members' predictions")
+    found: dict[int, Outputs] = {}
+    for i in range(k) if members is None else members:
+        outputs = evaluator(FusionWeights.one_hot(i, k)).outputs
+        assert outputs is not None  # a Scorer always gives them
+        found[i] = outputs
+    first = next(iter(found.values()))
+    if first.log_probs is not None:
+        tokens = {i: np.concatenate(o.log_probs or ()) for i, o in found.items()}
+        return TokenEnsemble([tokens.get(i) for i in range(k)])
+    nothing = np.full_like(first.predictions, np.nan)
+    predictions = [found[i].predictions if i in found else nothing for i in range(k)]
+    return Ensemble(np.stack(predictions), scorer.encoded.labels, scorer.task)
 
 
 class Ensemble:
@@ -58,35 +97,12 @@ class Ensemble:
         self._broken: NDArray[np.bool_] = np.logical_not(np.isfinite(flat).all(axis=1))  # k
         self._flat = np.where(self._broken[:, None], np.float32(0.0), flat)
 
-    @classmethod
-    def of(cls, evaluator: Evaluator, k: int, members: Sequence[int] | None = None) -> Ensemble:
-        """The ensemble of the k members, each of which is evaluated.
-
-        Args:
-            evaluator: Of the split.
-            k: Number of members.
-            members: Those that can be evaluated, at least one; the predictions of the others
-                count as not finite. All of them if None.
-
-        Raises:
-            StageError: If the evaluator's score knows no task.
-        """
-        scorer = evaluator.scorer("The ensemble of the members' predictions")
-        found = {}
-        for i in range(k) if members is None else members:
-            outputs = evaluator(FusionWeights.one_hot(i, k)).outputs
-            assert outputs is not None  # a Scorer always gives them
-            found[i] = outputs.predictions
-        nothing = np.full_like(next(iter(found.values())), np.nan)
-        predictions = np.stack([found.get(i, nothing) for i in range(k)])
-        return cls(predictions, scorer.encoded.labels, scorer.task)
-
     def minimiser(self) -> NDArray[np.float64] | None:
         """The mixture with the lowest loss, `k`; None if the task's loss has no gradient.
 
         Cross entropy and squared error of a mixture are convex in w: the minimum is global,
-        and found by sequential quadratic programming [Kraft1988]. Members whose
-        predictions are not finite get no weight; None if there are no others.
+        and `lowest` finds it. Members whose predictions are not finite get no weight; None
+        if there are no others.
         """
         usable = np.flatnonzero(~self._broken)
         if len(usable) == 0 or not isinstance(self.task, Differentiable):
@@ -101,18 +117,9 @@ class Ensemble:
             (gradient,) = torch.autograd.grad(value, point)
             return value.item(), gradient.numpy()
 
-        found = minimize(
-            loss,
-            np.full(len(usable), 1.0 / len(usable)),
-            jac=True,
-            method="SLSQP",
-            bounds=[(0.0, 1.0)] * len(usable),
-            constraints=LinearConstraint(np.ones(len(usable)), 1.0, 1.0),
-            options={"maxiter": ITERATIONS, "ftol": TOLERANCE},
-        ).x
         weights = np.zeros(len(self.predictions))
-        weights[usable] = np.maximum(found, 0.0)
-        return np.asarray(weights / weights.sum())
+        weights[usable] = lowest(loss, len(usable))
+        return weights
 
     def predict(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Every objective by name, `b` values each, natural sign.

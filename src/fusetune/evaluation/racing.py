@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fusetune.evaluation.assembly import Assembly
 from fusetune.evaluation.batching import IndexedBatch, prepare
 from fusetune.evaluation.bootstrap import Resample, bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
@@ -178,7 +179,7 @@ class StagedScorer(Scorer):
             objectives: What a model has to be good in to enter the front.
         """
         started = time.perf_counter()
-        labels, outputs = self.encoded.labels, _Growing(len(self.encoded))
+        labels, outputs = self.encoded.labels, Assembly(len(self.encoded))
         seen = np.empty(0, dtype=np.int64)
         for stage, (rows, batches) in enumerate(self.stages):
             for places, part in self._parts(model, batches):
@@ -220,8 +221,7 @@ class StagedScorer(Scorer):
         """Computed once: a model stays on the front for many candidates."""
         key = (id(rival), stage)
         if key not in self._rivals or self._rivals[key][0] is not rival:
-            part = Outputs(rival.loss[seen], rival.predictions[seen])
-            self._rivals[key] = (rival, self._sampled(part, stage, seen, objectives))
+            self._rivals[key] = (rival, self._sampled(rival.at(seen), stage, seen, objectives))
         return self._rivals[key][1]
 
 
@@ -253,25 +253,6 @@ def race(
         return replace(result, seconds=seconds)
     evaluator.store.put(weights, replace(result, seconds=seconds))
     return evaluator(weights)
-
-
-class _Growing:
-    """Outcomes of the examples seen so far, at their places in the split."""
-
-    def __init__(self, n: int) -> None:
-        self.loss = np.full(n, np.nan, dtype=np.float32)
-        self.predictions: NDArray[np.float32] | None = None
-
-    def add(self, rows: NDArray[np.int64], part: Outputs) -> None:
-        if self.predictions is None:
-            shape = (len(self.loss), part.predictions.shape[1])
-            self.predictions = np.full(shape, np.nan, dtype=np.float32)
-        self.loss[rows] = part.loss
-        self.predictions[rows] = part.predictions
-
-    def at(self, rows: NDArray[np.int64]) -> Outputs:
-        assert self.predictions is not None  # every stage has examples before it is looked at
-        return Outputs(self.loss[rows], self.predictions[rows])
 
 
 def _strata(labels: NDArray[Any]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fusetune.evaluation.batching import IndexedBatch, prepare
+from fusetune.evaluation.assembly import Assembly
+from fusetune.evaluation.batching import IndexedBatch, default_budget, prepare
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.tasks.task import Collate, Encoded, Outputs, Task
 
@@ -45,6 +47,7 @@ class Scorer:
         self.encoded = encoded
         self.device = device
         self.dtype = dtype
+        self.collate = collate
         self.batches = prepare(encoded, collate, device, token_budget)
         self.instead: dict[nn.Module, nn.Module] = {}
         text = f"{encoded.fingerprint} {dtype} {device.type} {len(self.batches)}"
@@ -62,17 +65,23 @@ class Scorer:
         values = self.task.score(outputs, self.encoded.labels)
         return Evaluation(values, outputs, time.perf_counter() - started)
 
+    @functools.cached_property
+    def gradient_batches(self) -> list[IndexedBatch]:
+        """The split in batches that a backward pass has memory for.
+
+        They are `batches`, unless the split's own budget is for generating texts.
+        """
+        if self.encoded.budget is None:
+            return self.batches
+        budget = default_budget(self.device)
+        lengths = self.encoded.lengths
+        return prepare(self.encoded, self.collate, self.device, budget, sizes=lengths)
+
     def _outputs(self, model: nn.Module) -> Outputs:
-        predictions: NDArray[np.float32] | None = None
-        loss = np.empty(len(self.encoded), dtype=np.float32)
+        assembly = Assembly(len(self.encoded))
         for rows, part in self._parts(model, self.batches):
-            if predictions is None:
-                shape = (len(loss), part.predictions.shape[1])
-                predictions = np.empty(shape, dtype=np.float32)
-            loss[rows] = part.loss
-            predictions[rows] = part.predictions
-        assert predictions is not None  # splits are never empty
-        return Outputs(loss, predictions)
+            assembly.add(rows, part)
+        return assembly.whole()
 
     def _parts(
         self, model: nn.Module, batches: Sequence[IndexedBatch]

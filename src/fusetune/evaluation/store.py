@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.points import Point, key
@@ -39,12 +44,17 @@ class EvaluationStore:
             return None
         try:
             with np.load(path, allow_pickle=False) as saved:
-                outputs = Outputs(saved["loss"], saved["predictions"])
+                outputs = Outputs(
+                    saved["loss"],
+                    saved["predictions"],
+                    _texts(saved["texts"]) if "texts" in saved else None,
+                    _ragged(saved) if "log_probs" in saved else None,
+                )
                 values = dict(
                     zip(saved["names"].tolist(), saved["values"].tolist(), strict=True)
                 )
                 seconds, averaging, read = saved["cost"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
         evaluation = Evaluation(values, outputs, seconds, averaging, int(read))
         self._known[point] = evaluation
@@ -58,10 +68,12 @@ class EvaluationStore:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        np.savez(
+        arrays: dict[str, Any] = _arrays(evaluation.outputs)
+        # Columns of text metrics are mostly small counts and zeros, logits are not.
+        save = np.savez if evaluation.outputs.texts is None else np.savez_compressed
+        save(
             buffer,
-            loss=evaluation.outputs.loss,
-            predictions=evaluation.outputs.predictions,
+            **arrays,
             names=np.array(list(evaluation.values)),
             values=np.array(list(evaluation.values.values()), dtype=np.float64),
             cost=np.array([evaluation.seconds, evaluation.averaging, float(evaluation.read)]),
@@ -76,6 +88,29 @@ class EvaluationStore:
         digest = hashlib.sha256(self.context.encode())
         digest.update(key(point))
         return self.folder / f"{digest.hexdigest()[:32]}.npz"
+
+
+def _arrays(outputs: Outputs) -> dict[str, NDArray[Any]]:
+    """Outcomes as arrays; texts are compressed, ragged arrays laid end to end."""
+    found: dict[str, NDArray[Any]] = {
+        "loss": outputs.loss,
+        "predictions": outputs.predictions,
+    }
+    if outputs.texts is not None:
+        packed = zlib.compress(json.dumps(outputs.texts).encode())
+        found["texts"] = np.frombuffer(packed, dtype=np.uint8)
+    if outputs.log_probs is not None:
+        found["log_probs"] = np.concatenate(outputs.log_probs)
+        found["lengths"] = np.array([len(part) for part in outputs.log_probs])
+    return found
+
+
+def _texts(packed: NDArray[np.uint8]) -> tuple[str, ...]:
+    return tuple(json.loads(zlib.decompress(packed.tobytes())))
+
+
+def _ragged(saved: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
+    return tuple(np.split(saved["log_probs"], np.cumsum(saved["lengths"])[:-1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def fisher(
     started = time.perf_counter()
     affordable = (budget - 1) * n / PASS_COST / k
     rows = min(MOST_ROWS, len(training.encoded), affordable)
-    batches = cut(training.batches, ROWS)
+    batches = cut(training.gradient_batches, ROWS)
     planned = passes(batches, rows, np.random.default_rng(seed)) or batches[:1]
     own = OwnModel.of(_weighted(pool, average, training, planned, seed))
     computing = time.perf_counter() - started

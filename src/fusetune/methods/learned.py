@@ -139,6 +139,6 @@ def minibatches(scorer: Scorer) -> list[IndexedBatch]:
 
     An accelerator takes a small split in one batch, which would be one step per pass.
     """
-    if len(scorer.batches) >= STEPS:
-        return scorer.batches
-    return cut(scorer.batches, -(-len(scorer.encoded) // STEPS))
+    if len(scorer.gradient_batches) >= STEPS:
+        return scorer.gradient_batches
+    return cut(scorer.gradient_batches, -(-len(scorer.encoded) // STEPS))

@@ -12,7 +12,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from fusetune.evaluation.candidates import starting_points
-from fusetune.evaluation.ensemble import Ensemble
+from fusetune.evaluation.ensemble import mixture_of
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.members.pool import MemberPool
@@ -73,7 +73,7 @@ def ensemble_prior(evaluator: Evaluator, k: int) -> MakePrior | None:
         return None
 
     def make(members: tuple[int, ...]) -> Prior:
-        ensemble = Ensemble.of(evaluator, k, members)
+        ensemble = mixture_of(evaluator, k, members)
         lowest = ensemble.minimiser()
         return Prior(ensemble.predict, np.empty((0, k)) if lowest is None else lowest[None])
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusetune.evaluation.candidates import starting_points
-from fusetune.evaluation.ensemble import Ensemble
+from fusetune.evaluation.ensemble import Mixture, mixture_of
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -71,7 +71,7 @@ def oracle(
         screened = 2**k - 1
         subsets = [s for size in range(1, k + 1) for s in combinations(range(k), size)]
     else:
-        masks, order = _screen(Ensemble.of(evaluator, k), evaluator)
+        masks, order = _screen(mixture_of(evaluator, k), k, evaluator)
         screened = len(masks)
         subsets = [tuple(np.flatnonzero(m).tolist()) for m in _shortlist(masks[order], allowed)]
     best = FusionWeights.one_hot(0, k)
@@ -102,9 +102,8 @@ def _shortlist(masks: Masks, allowed: int) -> Masks:
     return np.concatenate([masks[certain], others])
 
 
-def _screen(ensemble: Ensemble, evaluator: Evaluator) -> tuple[Masks, NDArray[np.intp]]:
+def _screen(ensemble: Mixture, k: int, evaluator: Evaluator) -> tuple[Masks, NDArray[np.intp]]:
     """Subsets and their order, the most promising first."""
-    k = len(ensemble.predictions)
     if k <= ALL_SUBSETS:
         masks = (np.arange(1, 2**k)[:, None] >> np.arange(k)) % 2 == 1
         return masks, _order(ensemble, masks, evaluator)
@@ -120,11 +119,12 @@ def _screen(ensemble: Ensemble, evaluator: Evaluator) -> tuple[Masks, NDArray[np
     return masks, _order(ensemble, masks, evaluator)
 
 
-def _order(ensemble: Ensemble, masks: Masks, evaluator: Evaluator) -> NDArray[np.intp]:
-    """By predicted primary metric, then by loss; undefined ones last."""
+def _order(ensemble: Mixture, masks: Masks, evaluator: Evaluator) -> NDArray[np.intp]:
+    """By predicted primary metric, where it is predicted, then by loss; undefined ones last."""
     values = ensemble.predict(masks / masks.sum(axis=1, keepdims=True))
 
     def badness(objective: Objective) -> NDArray[np.float64]:
-        return np.nan_to_num(-objective.sign * values[objective.name], nan=np.inf)
+        predicted = values.get(objective.name, np.zeros(len(masks)))
+        return np.nan_to_num(-objective.sign * predicted, nan=np.inf)
 
     return np.lexsort((badness(evaluator.objectives[0]), badness(evaluator.primary)))

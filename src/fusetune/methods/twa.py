@@ -67,7 +67,7 @@ def twa(
     evaluator(best)
     checks = max(0, min(CHECKS, budget - 1))
     rows = min((budget - 1 - checks) * n / PASS_COST, MOST_PASSES * len(training.encoded))
-    batches = passes(cut(training.batches, ROWS), rows, np.random.default_rng(seed))
+    batches = passes(cut(training.gradient_batches, ROWS), rows, np.random.default_rng(seed))
     ends = {round(len(batches) * (i + 1) / checks) for i in range(checks)} if checks else set()
     span = _Span(average, training, len(batches))
     kept = 0

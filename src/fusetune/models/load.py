@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusetune.errors import FusetuneError, ModelError
+from fusetune.models import scratch
 from fusetune.models.packaged import PACKAGED, locate
 
 GGUF = "gguf_file"  # option of every `from_pretrained`
@@ -37,12 +38,20 @@ class ModelSource:
     options: dict[str, Any]
     allow_pickle: bool = False
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(
+        self, texts: Callable[[], Iterable[str]] | None = None
+    ) -> PreTrainedTokenizerBase:
         """The fast tokenizer.
+
+        Args:
+            texts: Of the training split, for a model without weights, whose tokenizer is
+                learned from them.
 
         Raises:
             ModelError: If there is none.
         """
+        if texts is not None and scratch.without_weights(self.path):
+            return scratch.train_tokenizer(texts(), int(self.config().vocab_size))
         loaded = self._guard(
             "tokenizer", lambda: AutoTokenizer.from_pretrained(self.path, **self.options)
         )
@@ -55,9 +64,7 @@ class ModelSource:
         Raises:
             ModelError: If it cannot be read.
         """
-        config = self._guard(
-            "configuration", lambda: AutoConfig.from_pretrained(self.path, **self.options)
-        )
+        config = self.config()
         packed = getattr(config, "quantization_config", None)
         if packed is not None and GGUF not in self.options:
             raise ModelError(
@@ -67,6 +74,16 @@ class ModelSource:
                 "Give the same model in float32, bfloat16 or float16; a GGUF file is read "
                 "with model.gguf_file and computed in float32.",
             )
+
+    def config(self) -> Any:
+        """The model's configuration.
+
+        Raises:
+            ModelError: If it cannot be read.
+        """
+        return self._guard(
+            "configuration", lambda: AutoConfig.from_pretrained(self.path, **self.options)
+        )
 
     def build(self, make: Callable[..., Any]) -> PreTrainedModel:
         """The model with a task's head.
@@ -114,7 +131,8 @@ def resolve(
     """Find a model by its name; nothing large is read yet.
 
     Args:
-        name: A folder, a hub id, or the short name of a packaged model.
+        name: A folder, a hub id, or the short name of a packaged model or of a
+            configuration (`scratch.names`), whose weights are drawn anew.
         revision: Branch, tag or commit of a hub id.
         allow_pickle: Consent to pickled weights, which are read with `weights_only`.
         trust_remote_code: Consent to code that comes with the model.
@@ -133,6 +151,8 @@ def resolve(
         options[GGUF] = gguf_file
     if name in PACKAGED:
         return ModelSource(str(locate(name)), name, options, allow_pickle)
+    if name in scratch.names():
+        return ModelSource(str(scratch.CONFIGURATIONS / name), name, options, allow_pickle)
     path = Path(name).expanduser()
     if path.is_dir():
         _check_folder(path, allow_pickle, gguf_file)
@@ -141,7 +161,7 @@ def resolve(
     if looks_local or path.exists():
         raise ModelError(
             f"There is no model folder {name}.",
-            f"Give a folder, a hub id, or one of: {', '.join(PACKAGED)}.",
+            f"Give a folder, a hub id, or one of: {', '.join((*PACKAGED, *scratch.names()))}.",
         )
     if revision is not None:
         options["revision"] = revision

@@ -191,14 +191,19 @@ class FusionSampler(RecordingSampler):
         return self._priors[found]
 
     def correlations(self, trials: Sequence[FrozenTrial]) -> dict[str, float]:
-        """How well the prior ranks each objective (`Prior.correlations`); empty without one."""
+        """How well the prior ranks each objective that it knows; empty without one.
+
+        See `Prior.correlations`.
+        """
         known = [t for t in trials if self.space.keys() <= t.params.keys()]
         prior = self.prior(known)
         if prior is None:
             return {}
         done = [t for t in known if t.state == TrialState.COMPLETE]
         found = prior.correlations(_weights(done, self.k), self._values(done), self.objectives)
-        return {o.name: r for o, r in zip(self.objectives, found, strict=True)}
+        known_to_it = prior.predict(np.full((1, self.k), 1.0 / self.k))
+        pairs = zip(self.objectives, found, strict=True)
+        return {o.name: r for o, r in pairs if o.name in known_to_it}
 
     def _starts(self) -> list[Subset]:
         everybody = frozenset(range(self.k))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
 from fusetune.tasks import find as find_task
 from fusetune.tasks.splitting import Splitting
-from fusetune.tasks.task import Collate, Encoded, SplitName, Task
+from fusetune.tasks.task import Collate, Encoded, OfModel, SplitName, Task
 from fusetune.training import arguments
 from fusetune.training.collect import plan_steps
 
@@ -79,15 +79,18 @@ class Context:
             seed=seed,
         )
         make = find_task(section.kind)
-        unknown = set(section.options) - set(inspect.signature(make).parameters)
+        parameters = set(inspect.signature(make).parameters)
+        if not section.inputs.keys() <= parameters:
+            wanted = "prompt and reference" if "prompt" in parameters else "text and label"
+            raise RecipeError(f"task: a task of kind {section.kind} takes {wanted}.")
+        unknown = set(section.options) - parameters
         if unknown:
             names = ", ".join(sorted(unknown))
             raise RecipeError(f"task.options: a task of kind {section.kind} has no {names}.")
         return make(
             section.name or default_name(section.data),
             section.data,
-            text=section.text,
-            label=section.label,
+            **section.inputs,
             metrics=section.metrics,
             splitting=splitting,
             **section.options,
@@ -108,7 +111,15 @@ class Context:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        return self.source.tokenizer()
+        return self.source.tokenizer(self._training_texts)
+
+    def _training_texts(self) -> Iterator[str]:
+        """All texts of the training split, answers included."""
+        split = self.task.splits["train"]
+        for texts, label in zip(split.texts, split.labels, strict=True):
+            yield from texts
+            if isinstance(label, tuple):
+                yield from label
 
     @cached_property
     def collate(self) -> Collate:
@@ -181,6 +192,8 @@ class Context:
 
     def encode(self, split: SplitName) -> Encoded:
         """A tokenised split."""
+        if isinstance(self.task, OfModel):
+            self.task.configure(self.source.config())
         return self.task.encode(split, self.tokenizer, self.recipe.model.max_length)
 
     @cached_property
@@ -252,6 +265,8 @@ class Context:
             if method in RIVALS:
                 rivals.require(method)
         splits = self.task.splits
+        if isinstance(self.task, OfModel):  # what does not fit the model shows in encoding
+            _ = self.train_data, self.encode("validation"), self.encode("test")
         for note in self.task.notes:
             self.display.warn(note)
         size, kept = self._check_model()

@@ -28,7 +28,7 @@ from fusetune.models.prefix import ROWS, PrefixError
 from fusetune.models.prefix_cache import PrefixCache
 from fusetune.pipeline.context import Context
 from fusetune.recipe_sections import PrefixCacheSection, Variant
-from fusetune.tasks.task import Collate, Encoded
+from fusetune.tasks.task import SIZE, Collate, Encoded
 
 CHECKED = 8  # examples on which stored and computed activations are compared, per trial
 
@@ -99,6 +99,8 @@ class _Cached:
         self.lengths = np.concatenate([train.lengths, validation.lengths])
         self.collate = RowCollate(context.collate)
         self.dtype = prefix_cache.DTYPES[options.dtype]
+        if SIZE in validation[0]:
+            raise PrefixError("an example is more than one text to read")
         if any("attention_mask" not in feature for feature in self.features[:1]):
             raise PrefixError("the tokenizer gives no attention mask")
         if context.device.type == "cuda" and torch.cuda.device_count() > 1:

@@ -14,7 +14,7 @@ from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
-from fusetune.tasks.task import SplitName, Task
+from fusetune.tasks.task import Remarking, SplitName, Task
 
 
 def failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
@@ -38,7 +38,7 @@ def of_metrics(
     results: Mapping[str, FusionResult],
     pool: MemberPool,
 ) -> list[str]:
-    """Metrics that are not defined on a split, or for a model there.
+    """What a task remarks of its models, else metrics that are not defined on a split.
 
     Members are looked at on validation only, where all of them have been evaluated.
     """
@@ -49,6 +49,9 @@ def of_metrics(
         if split == "validation":
             members = enumerate(pool.names)
             models += [(n, evaluator(FusionWeights.one_hot(i, k)).outputs) for i, n in members]
+        if isinstance(task, Remarking):
+            found += task.remarks(split, [(n, said) for n, said in models if said is not None])
+            continue
         labels = task.splits[split].labels
         found += undefined(split, labels, models, evaluator.objectives)
     return found

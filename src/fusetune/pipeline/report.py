@@ -22,6 +22,7 @@ from fusetune.optimization.pareto import front, hypervolume_curve, reference_poi
 from fusetune.pipeline import agreement, inner, notes
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.environment import environment, package_version
+from fusetune.pipeline.examples import examples
 from fusetune.pipeline.fuse import card_text, references, saved_results
 from fusetune.pipeline.ledger import ledger
 from fusetune.pipeline.results import SPLITS, build_results
@@ -32,6 +33,12 @@ from fusetune.report.discrepancy import discrepancy
 from fusetune.report.html import write as write_html
 from fusetune.report.tables import methods_table
 from fusetune.report.verdict import verdict
+
+# Kinds for which Transformers has no pipeline any more.
+WITHOUT_PIPELINE = {
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
 
 
 def report(context: Context) -> dict[str, Any]:
@@ -55,6 +62,9 @@ def report(context: Context) -> dict[str, Any]:
     )
     table["contributions"], spare = notes.of_members(
         evaluators["validation"].fresh(), results[chosen].point, bench.pool
+    )
+    table["examples"] = examples(
+        context.task.splits["test"], evaluators["test"], results, chosen
     )
     warnings = [
         *record.get("notes", []),
@@ -218,4 +228,10 @@ def usage(context: Context) -> str:
     tag = context.task.pipeline_tag
     if (path / ADAPTER).is_file():
         return f'from peft import PeftModel; model = PeftModel.from_pretrained(base, "{path}")'
+    if tag in WITHOUT_PIPELINE:
+        auto_class = WITHOUT_PIPELINE[tag]
+        return (
+            f"from transformers import {auto_class}; "
+            f'model = {auto_class}.from_pretrained("{path}")'
+        )
     return f'from transformers import pipeline; model = pipeline("{tag}", "{path}")'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ SplitName = Literal["train", "validation", "test"]
 Batch = Mapping[str, Tensor]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
 
+SIZE = "size"
+"""Key of a feature: what the example takes of a batch, where that is not its length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -24,14 +27,29 @@ class Outputs:
 
     Attributes:
         loss: `n`, float32; the model's own training loss of each example.
-        predictions: `n x c` float32; logits of c classes, or `n x 1` for regression.
+        predictions: `n x c` float32; logits of c classes, `n x 1` for regression, or the
+            columns of a generation task's metrics.
+        texts: n generated texts; None where nothing is generated.
+        log_probs: n arrays, float32; log p of each token of the example's reference. None
+            where examples have no such tokens.
     """
 
     loss: NDArray[np.float32]
     predictions: NDArray[np.float32]
+    texts: tuple[str, ...] | None = None
+    log_probs: tuple[NDArray[np.float32], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    def at(self, rows: NDArray[np.int64]) -> Outputs:
+        """The outcomes of some examples, in the order of `rows`."""
+        return Outputs(
+            self.loss[rows],
+            self.predictions[rows],
+            None if self.texts is None else tuple(self.texts[i] for i in rows),
+            None if self.log_probs is None else tuple(self.log_probs[i] for i in rows),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +58,8 @@ class Split:
 
     Attributes:
         texts: n tuples of one or more text fields.
-        labels: `n`; int64 class ids, or float64 targets for regression.
+        labels: `n`; int64 class ids, float64 targets for regression, or tuples of
+            reference texts.
         fingerprint: sha256 of texts and labels, for caches and for the report.
     """
 
@@ -60,11 +79,14 @@ class Encoded:
         features: n mappings of model inputs (lists of ints), "labels" included.
         labels: `n`, as in `Split`.
         fingerprint: As in `Split`, with the tokenizer's part mixed in.
+        budget: How large a batch may be in an evaluation, in the unit of `sizes`; None
+            leaves it to the device.
     """
 
     features: tuple[Mapping[str, Any], ...]
     labels: NDArray[Any]
     fingerprint: str
+    budget: int | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -76,6 +98,12 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:
         """`n`; the number of tokens of each example."""
         return np.array([len(f["input_ids"]) for f in self.features], dtype=np.int64)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """`n`; what each example takes of a batch, in tokens: new ones count as well."""
+        sizes = [f.get(SIZE, len(f["input_ids"])) for f in self.features]
+        return np.array(sizes, dtype=np.int64)
 
 
 class Task(Protocol):
@@ -153,5 +181,28 @@ class Task(Protocol):
             outputs: Of the whole split, n examples.
             labels: `n`.
             counts: `B x n`; how often each example stands in each sample.
+        """
+        ...
+
+
+@runtime_checkable
+class OfModel(Protocol):
+    """A task that has to know the model's kind before it can encode."""
+
+    def configure(self, config: Any) -> None:
+        """Take in the configuration of the model, a `transformers.PretrainedConfig`."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A task that has something to say of what models did on a split."""
+
+    def remarks(self, split: str, models: Sequence[tuple[str, Outputs]]) -> list[str]:
+        """Notes for the report.
+
+        Args:
+            split: Its name.
+            models: Name and outcomes of each model.
         """
         ...
