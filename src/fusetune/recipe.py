@@ -146,6 +146,9 @@ class FuseSection(Section):
     racing: bool = Field(
         False, description="Drop a w as soon as a part of the split shows it dominated."
     )
+    oracle_evaluations: int | None = Field(
+        None, ge=1, description="Subsets that oracle evaluates on test; evaluations by default."
+    )
     methods: list[str] = Field(default_factory=lambda: ["finetune", "swa", "greedy", "mobo"])
     choose: Literal["consensus", "best", "posterior", "knee", "constraint"] = Field(
         "consensus", description="Rule by which the fused model is chosen on validation."

@@ -68,7 +68,8 @@ def test_evaluations_are_counted(results: dict[str, Any]) -> None:
     assert counts["swa"] == 1
     assert 5 < counts["greedy"] <= 10
     assert counts["mobo"] == counts["mobo.knee"] == counts["mobo.posterior"] == 20
-    assert counts["mobo.consensus"] in (20, 21)  # its average is evaluated too
+    # Its average is evaluated too, and up to three points on the way to its anchor.
+    assert 20 <= counts["mobo.consensus"] <= 24
 
 
 def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> Non
     }
     consensus = accuracy.pop("mobo.consensus")  # the one w that the search had not seen
     assert accuracy["mobo"] == max(accuracy.values())
-    assert consensus > 0.6
+    assert consensus >= accuracy["finetune"]
     assert accuracy["finetune"] > 0.6  # the members have learned something
     assert results["chosen"] == "mobo.consensus"
 

@@ -183,6 +183,26 @@ def test_the_consensus_is_the_average_that_selection_gives(searched: Searched) -
     np.testing.assert_allclose(found, average, atol=1e-12)
 
 
+@pytest.mark.parametrize(("least", "share"), [(0.4, 0.0), (0.75, 0.5), (1.0, 1.0)])
+def test_a_consensus_worse_than_the_best_member_goes_towards_the_anchor(
+    least: float, share: float
+) -> None:
+    """All members are equal and good, and so is what has enough weight on one of them."""
+
+    def peaked(w: np.ndarray) -> dict[str, float]:
+        return {"loss": 1.0, "score": 1.0 if w.max() >= least else 0.5}
+
+    loop = Loop.in_memory()
+    result = solve("mobo", peaked, loop=loop, budget=8)
+    study = loop.find("fuse")
+    assert study is not None
+    found = with_choices(result, study.trials, evaluator(peaked)).choices["consensus"]
+    assert found.values["score"] == 1.0
+    assert found.details.get("share_of_anchor", 0.0) == share
+    if share == 1.0:
+        assert found.weights in {weights_of(t) for t in study.trials}
+
+
 def test_a_constraint_that_nothing_keeps_names_what_is_nearest(searched: Searched) -> None:
     constraint = Constraint.parse("loss <= -1, max score")
     result = with_choices(*searched, evaluator(), constraint)

@@ -156,8 +156,58 @@ def test_nearly_constant_predictions_give_no_warning() -> None:
 def test_only_the_known_names_are_found() -> None:
     for name, metric in metrics.METRICS.items():
         assert metrics.find(name) is metric
-        assert (metric.name, metric.direction) == (name, "maximize")
+        direction = "minimize" if name == "brier" else "maximize"
+        assert (metric.name, metric.direction) == (name, direction)
     with pytest.raises(
         RecipeError, match=r"no metric 'matthews'; known are accuracy, f1, .*mean m"
     ):
         metrics.find("matthews")
+
+
+def test_brier_and_soft_f1_by_hand() -> None:
+    shares = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2]])
+    labels = np.array([1, 0, 1])
+    predictions = np.log(shares)
+    brier = 2.0 * np.mean([0.1**2, 0.6**2, 0.8**2])
+    assert metrics.find("brier").value(predictions, labels) == pytest.approx(brier)
+    hits, guessed = 0.9 + 0.2, 0.9 + 0.6 + 0.2
+    soft = metrics.find("soft_f1").value(predictions, labels)
+    assert soft == pytest.approx(2 * hits / (guessed + 2))
+
+
+@pytest.mark.parametrize("name", ["brier", "soft_f1"])
+def test_soft_metrics_on_samples_and_of_many_models(name: str) -> None:
+    rng = np.random.default_rng(0)
+    predictions = rng.normal(size=(4, 50, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, 50)
+    counts = counts_of(rng, 40, 50)
+    metric = metrics.find(name)
+    np.testing.assert_allclose(
+        metric.resampled(predictions[0], labels, counts),
+        repeated(metric, predictions[0], labels, counts),
+    )
+    np.testing.assert_allclose(
+        metric.batched(predictions, labels), [metric.value(p, labels) for p in predictions]
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("name", ["accuracy", "f1", "macro_f1", "matthews_correlation"])
+def test_smoothed_metrics(name: str, classes: int) -> None:
+    """High where guesses are clear, the same for any scale, steadier at the edge."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 200)
+    metric = metrics.find(name)
+    assert metric.smooth is not None
+    noisy = np.eye(classes)[labels] + rng.normal(scale=0.7, size=(30, 200, classes))
+    np.testing.assert_allclose(
+        metric.smooth(noisy, labels), metric.smooth(37.0 * noisy + 5.0, labels)
+    )
+    clear = 1000.0 * np.eye(classes)[labels]
+    assert metric.smooth(clear[None], labels)[0] > 0.7  # a soft edge is never all right
+    nudged = noisy + rng.normal(scale=0.05, size=noisy.shape)
+    moved = np.abs(metric.smooth(nudged, labels) - metric.smooth(noisy, labels))
+    flipped = np.abs(metric.batched(nudged, labels) - metric.batched(noisy, labels))
+    assert moved.mean() < 0.5 * flipped.mean()
+    assert np.isfinite(metric.smooth(np.full((1, 200, classes), np.nan), labels)).all()
+    assert np.isfinite(metric.smooth(np.zeros((1, 200, classes)), labels)).all()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.scorer import Scorer
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import weights_of
@@ -17,6 +20,17 @@ from fusetune.objective import Objective, to_maximise
 from fusetune.optimization import selection
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.pareto import Values
+
+
+@runtime_checkable
+class Smooth(Protocol):
+    """A task whose primary metric has a smoothed form."""
+
+    def smooth(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any]
+    ) -> NDArray[np.float64] | None:
+        """Of B models' predictions, `B x n x c`; natural sign; None if there is none."""
+        ...
 
 
 def with_choices(
@@ -27,14 +41,15 @@ def with_choices(
 ) -> FusionResult:
     """The result of a search with what the other rules choose from the same evaluations.
 
-    Rules: "consensus", whose averaged w is evaluated and counts as one more evaluation;
-    "posterior"; "knee"; with a constraint, "constraint". A rule that finds nothing is left
-    out, and `details["notes"]` says why.
+    Rules: "consensus", whose averaged w is evaluated, as are the points between it and
+    `selection.anchor` where it is worse than the best member; "posterior"; "knee"; with a
+    constraint, "constraint". A rule that finds nothing is left out, and `details["notes"]`
+    says why.
 
     Args:
         result: Of the search; its own w is that of the rule "best".
         trials: All trials of its study.
-        evaluator: f(w), for the consensus.
+        evaluator: f(w), for the consensus; what the search evaluated is in its store.
         constraint: Checked against the evaluator's objectives.
     """
     seen = _Evaluated.of(trials, evaluator)
@@ -89,17 +104,47 @@ class _Evaluated:
         )
 
 
+def _smoothed(seen: _Evaluated, evaluator: Evaluator) -> Values | None:
+    """The smoothed primary metric of each w, to be maximised; None where there is none."""
+    score = evaluator.score
+    if not isinstance(score, Scorer) or not isinstance(score.task, Smooth):
+        return None
+    found = []
+    for trial in seen.trials:  # one by one: predictions of all at once may be large
+        outputs = evaluator(weights_of(trial)).outputs
+        assert outputs is not None  # a Scorer always gives them
+        value = score.task.smooth(outputs.predictions[None], score.encoded.labels)
+        if value is None:
+            return None
+        found.append(evaluator.primary.sign * float(value[0]))
+    return np.array(found, dtype=np.float64)
+
+
 def _consensus(result: FusionResult, seen: _Evaluated, evaluator: Evaluator) -> FusionResult:
-    average = selection.consensus(seen.W, seen.Y, evaluator.objectives)
-    weights = FusionWeights.normalised(average)
+    """The consensus; where it is worse than the best member, on the way to the anchor."""
+    smooth = _smoothed(seen, evaluator)
+    average = selection.consensus(seen.W, seen.Y, evaluator.objectives, smooth)
+    anchor = selection.anchor(seen.W, seen.Y, evaluator.objectives, smooth)
+    bound = selection.best_member(seen.W, seen.Y, evaluator.objectives)
     known = {weights_of(trial) for trial in seen.trials}
-    evaluation = evaluator(weights)
-    more = weights not in known
+    more, seconds = 0, 0.0
+    for share in selection.SHARES:
+        towards = average if anchor is None else seen.W[anchor]
+        weights = FusionWeights.normalised((1.0 - share) * average + share * towards)
+        if share == 1.0 and anchor is not None:  # to the last bit, as it was evaluated
+            weights = weights_of(seen.trials[anchor])
+        evaluation = evaluator(weights)
+        more += weights not in known
+        seconds += evaluation.seconds if weights not in known else 0.0
+        value = evaluator.primary.sign * evaluation.values[evaluator.primary.name]
+        if anchor is None or value >= bound:
+            break
     return FusionResult(
         point=weights,
         values=evaluation.values,
         evaluations=result.evaluations + more,
-        seconds=result.seconds + (evaluation.seconds if more else 0.0),
+        seconds=result.seconds + seconds,
+        details={"share_of_anchor": share} if share > 0.0 else {},
     )
 
 

@@ -17,26 +17,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fusetune.objective import LOSS, Objective
+from fusetune.objective import Objective
 from fusetune.optimization import fusion, process, simplex
 from fusetune.optimization.constraint import Constraint
-from fusetune.optimization.pareto import (
-    MARGIN,
-    Values,
-    choose,
-    primary_index,
-    reference_point,
-)
+from fusetune.optimization.pareto import Values, choose, primary_index
 from fusetune.optimization.simplex import Points
 
 RULES = ("consensus", "best", "posterior", "knee", "constraint")
 
-AVERAGED = 10
+AVERAGED = 5
 """How many w the consensus averages; never more than a third of the evaluations."""
 
-LOSS_WEIGHT = 2.0
-"""What the standardised loss counts beside the standardised metric."""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""How far a consensus goes towards its anchor, until it is as good as the best member."""
 
 NEAREST = 3
 """How many evaluations are named when none keeps the bounds."""
@@ -52,36 +47,61 @@ def knee(Y: Values, objectives: Sequence[Objective]) -> int:
     return choose("knee", Y, objectives)
 
 
-def consensus(W: Points, Y: Values, objectives: Sequence[Objective]) -> Points:
+def consensus(
+    W: Points, Y: Values, objectives: Sequence[Objective], smooth: Values | None = None
+) -> Points:
     """The average of the best w, `k`: a w again, in general one that was not evaluated yet.
 
-    Best are the `AVERAGED` distinct w highest in standardised primary metric minus
-    `LOSS_WEIGHT` × standardised loss. What many good w share is kept, the luck of each is not.
+    Best are the `AVERAGED` distinct w with the highest smoothed metric, or primary metric
+    where there is none. The smoothed metric owes less to the rows at the decision's edge, and
+    the average keeps what many good w share, not the luck of each.
+
+    Args:
+        W: `n x k`.
+        Y: `n x m`.
+        objectives: The m columns.
+        smooth: `n`; a smoothed form of the primary metric, to be maximised.
     """
-    _, first = np.unique(W, axis=0, return_index=True)
-    first.sort()  # the earlier of equal scores wins
-    score = consensus_score(Y[first], objectives)
-    count = min(AVERAGED, max(1, len(first) // 3))
-    kept = first[np.argsort(-score, kind="stable")[:count]]
+    score = Y[:, primary_index(objectives)] if smooth is None else smooth
+    kept = _best_first(W, score)[: min(AVERAGED, max(1, len(np.unique(W, axis=0)) // 3))]
     return simplex.without_negligible(W[kept].mean(axis=0))
 
 
-def consensus_score(Y: Values, objectives: Sequence[Objective]) -> Values:
-    """Standardised primary metric minus `LOSS_WEIGHT` × standardised loss, `n`.
+def anchor(
+    W: Points, Y: Values, objectives: Sequence[Objective], smooth: Values | None = None
+) -> int | None:
+    """The best w among those no worse than the best member; None if no member is there.
 
-    Values far below the others (a member that diverged) are drawn up to the fence of
-    `pareto.reference_point`, or nothing else would have a deviation.
+    The consensus goes as far towards it as it must in order to be no worse than that member in
+    the primary metric. To drop the consensus at once for the highest metric costs most of
+    what it gains: the best member's own metric is the highest of several, and lucky too.
+
+    Args:
+        W: `n x k`.
+        Y: `n x m`.
+        objectives: The m columns.
+        smooth: `n`; by it, or by the primary metric, the best is found.
     """
-    reference, span = reference_point(Y)
-    drawn = np.maximum(Y, reference + MARGIN * span)
-    deviation = drawn.std(axis=0)
-    z = (drawn - drawn.mean(axis=0)) / np.where(deviation > 0.0, deviation, 1.0)
-    primary = primary_index(objectives)
-    score = z[:, primary]
-    for i, objective in enumerate(objectives):
-        if objective.name == LOSS.name and i != primary:
-            score = score + LOSS_WEIGHT * z[:, i]  # its sign is turned already
-    return np.asarray(score)
+    primary = Y[:, primary_index(objectives)]
+    bound = best_member(W, Y, objectives)
+    if bound == -np.inf:
+        return None
+    kept = np.flatnonzero(primary >= bound)
+    score = primary if smooth is None else smooth
+    return int(kept[_best_first(W[kept], score[kept])[0]])
+
+
+def best_member(W: Points, Y: Values, objectives: Sequence[Objective]) -> float:
+    """The highest primary metric of a single member; −∞ if none was evaluated."""
+    members = Y[W.max(axis=1) == 1.0, primary_index(objectives)]
+    return float(members.max(initial=-np.inf))
+
+
+def _best_first(W: Points, score: Values) -> NDArray[np.int64]:
+    """Rows of distinct w by falling score; of equal scores, and of equal w, the earlier."""
+    _, first = np.unique(W, axis=0, return_index=True)
+    first.sort()
+    return np.asarray(first[np.argsort(-score[first], kind="stable")])
 
 
 def posterior(W: Points, Y: Values, objectives: Sequence[Objective]) -> int:

@@ -177,7 +177,12 @@ class Context:
 
     def method_options(self, name: str) -> dict[str, Any]:
         """What the recipe sets of one method's own options."""
-        return {"prior": self.recipe.fuse.prior} if name == "mobo" else {}
+        fuse = self.recipe.fuse
+        options: dict[str, dict[str, Any]] = {
+            "mobo": {"prior": fuse.prior},
+            "oracle": {"evaluations": fuse.oracle_evaluations},
+        }
+        return options.get(name, {})
 
     def note(self, text: str) -> None:
         """A warning for the user, once."""

@@ -64,6 +64,7 @@ def _entries(folder: RunFolder) -> dict[str, Entry]:
     search, train = folder.done("search") or {}, folder.done("train") or {}
     return {
         row: {
+            "place": (folder.path.name, row),  # where its w is written down
             "validation": entry["validation"],
             "test": entry["test"],
             "trainings": search.get("trainings", 0) + train.get("trainings", 1),

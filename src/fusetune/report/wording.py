@@ -12,6 +12,8 @@ LABELS: Mapping[str, str] = {
     "f1_macro": "macro F1",
     "macro_f1": "macro F1",
     "matthews_correlation": "Matthews correlation",
+    "brier": "Brier score",
+    "soft_f1": "soft F1",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "exact_match": "exact match",

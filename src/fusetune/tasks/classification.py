@@ -34,7 +34,7 @@ class SequenceClassification(TextTask):
     which is an error in a split that is used, unless -1 is one of the labels of train.
 
     Args:
-        positive: The label that `f1` is about; the one with class id 1 by default.
+        positive: The label that `f1` and `soft_f1` are about; class id 1 by default.
     """
 
     kind = registry.CLASSIFICATION
@@ -134,12 +134,14 @@ class SequenceClassification(TextTask):
                 )
 
     def _use_positive(self) -> None:
-        """Settles what `f1` is about, now that the labels are known."""
-        if not any(metric.name == "f1" for metric in self.metrics):
+        """Settles what `f1` and `soft_f1` are about, now that the labels are known."""
+        about_one = [m.name for m in self.metrics if m.name in registry.OF_ONE_CLASS]
+        if not about_one:
             return
         if len(self._names) > 2:
             raise DataError(
-                f"The metric f1 is for two labels; the data has {len(self._names)}.",
+                f"The metric {about_one[0]} is for two labels; the data has "
+                f"{len(self._names)}.",
                 hint="Use macro_f1.",
             )
         name = self._names[1] if self._positive is None else _canonical(self._positive)
@@ -148,8 +150,11 @@ class SequenceClassification(TextTask):
                 f"The positive label {self._positive!r} is not in the data, which has "
                 f"{', '.join(map(repr, self._names))}."
             )
-        f1 = registry.f1(positive=self._names.index(name))
-        self.metrics = tuple(f1 if m.name == "f1" else m for m in self.metrics)
+        positive = self._names.index(name)
+        self.metrics = tuple(
+            registry.OF_ONE_CLASS[m.name](positive) if m.name in about_one else m
+            for m in self.metrics
+        )
 
 
 class Regression(TextTask):

@@ -25,7 +25,7 @@ from sklearn import metrics as sklearn_metrics
 
 from fusetune.errors import RecipeError
 from fusetune.objective import Direction
-from fusetune.tasks import batched, resampling
+from fusetune.tasks import batched, resampling, soft
 
 CLASSIFICATION = "sequence-classification"
 REGRESSION = "regression"
@@ -42,6 +42,8 @@ class Metric:
         value: (predictions `n x c`, labels `n`) → value.
         resampled: (predictions `n x c`, labels `n`, counts `B x n`) → `B` values.
         batched: (predictions `B x n x c`, labels `n`) → `B` values.
+        smooth: As `batched`, of guesses with a soft edge, which owe less to the sample of
+            rows; see `soft.smoothed`. None where the metric is smooth itself.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Metric:
     value: Callable[[NDArray[Any], NDArray[Any]], float]
     resampled: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float64]]
     batched: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
+    smooth: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None = None
 
 
 def _accuracy(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
@@ -98,7 +101,32 @@ def f1(positive: int = 1) -> Metric:
         functools.partial(_f1, positive=positive),
         functools.partial(resampling.f1, positive=positive),
         functools.partial(batched.f1, positive=positive),
+        functools.partial(soft.smooth_f1, positive=positive),
     )
+
+
+def soft_f1(positive: int = 1) -> Metric:
+    """F1 of one class from probabilities, of class id 1 unless told otherwise."""
+    return Metric(
+        "soft_f1",
+        "maximize",
+        (CLASSIFICATION,),
+        functools.partial(_soft_f1, positive=positive),
+        functools.partial(soft.soft_f1_resampled, positive=positive),
+        functools.partial(soft.soft_f1, positive=positive),
+    )
+
+
+OF_ONE_CLASS: dict[str, Callable[[int], Metric]] = {"f1": f1, "soft_f1": soft_f1}
+"""Metrics that are about one of two labels, by name: class id → metric."""
+
+
+def _soft_f1(predictions: NDArray[Any], labels: NDArray[Any], *, positive: int) -> float:
+    return float(soft.soft_f1(predictions[None], labels, positive=positive)[0])
+
+
+def _brier(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+    return float(soft.brier(predictions[None], labels)[0])
 
 
 _ALL = (
@@ -109,6 +137,7 @@ _ALL = (
         _accuracy,
         resampling.accuracy,
         batched.accuracy,
+        soft.smooth_accuracy,
     ),
     f1(),
     Metric(
@@ -118,6 +147,7 @@ _ALL = (
         functools.partial(_f1, positive=None),
         resampling.macro_f1,
         batched.macro_f1,
+        soft.smooth_macro_f1,
     ),
     Metric(
         "matthews_correlation",
@@ -126,7 +156,17 @@ _ALL = (
         _matthews,
         resampling.matthews,
         batched.matthews,
+        soft.smooth_matthews,
     ),
+    Metric(
+        "brier",
+        "minimize",
+        (CLASSIFICATION,),
+        _brier,
+        soft.brier_resampled,
+        soft.brier,
+    ),
+    soft_f1(),
     Metric(
         "pearson",
         "maximize",

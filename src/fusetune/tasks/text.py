@@ -215,6 +215,16 @@ class TextTask(ABC):
             values[metric.name] = metric.batched(predictions, labels)
         return values
 
+    def smooth(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any]
+    ) -> NDArray[np.float64] | None:
+        """The smoothed primary metric of B models' predictions, `B x n x c`; `B` values.
+
+        None where the metric has no smoothed form (`metrics.Metric`).
+        """
+        form = self.metrics[0].smooth
+        return None if form is None else form(predictions, labels)
+
     def resample(
         self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
     ) -> dict[str, NDArray[np.float64]]:

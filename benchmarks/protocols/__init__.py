@@ -1,0 +1,1 @@
+"""What `benchmarks.quality` is made of: protocols, runs, records, pooling, the page."""

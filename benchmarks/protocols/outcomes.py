@@ -1,0 +1,133 @@
+"""What every row said about every example: small enough to keep when the models are gone."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusetune.errors import RunError
+from fusetune.evaluation.store import EvaluationStore
+from fusetune.members import points
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+from fusetune.methods.search import study_name, weights_of
+from fusetune.pipeline.context import Context
+from fusetune.tasks.task import Outputs, SplitName
+
+SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
+FILE = "outcomes.npz"
+LANDSCAPE = "landscape.npz"
+
+
+class Outcomes:
+    """Outcomes per example, by row of a run and split; kept in one file.
+
+    Args:
+        folder: Of one seed, with a folder for each run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._arrays: dict[str, np.ndarray] = {}
+        if (folder / FILE).is_file():
+            with np.load(folder / FILE, allow_pickle=False) as saved:
+                self._arrays = {name: saved[name] for name in saved.files}
+
+    def get(self, run: str, row: str, split: SplitName = "test") -> Outputs:
+        """The outcomes of a row.
+
+        Raises:
+            RunError: If they were not collected.
+        """
+        name = f"{run}/{row}/{split}"
+        if f"{name}/loss" not in self._arrays:
+            raise RunError(
+                f"{self.folder / FILE} has no outcomes of {run}/{row} on {split}.",
+                "Run the protocol's own settings with the method finetune first.",
+            )
+        return Outputs(self._arrays[f"{name}/loss"], self._arrays[f"{name}/predictions"])
+
+    def collect(self, context: Context, run: str) -> None:
+        """Take what the run's evaluation store has on all its rows, and write the file.
+
+        Args:
+            context: Of any run of the seed: it gives splits, device and precision.
+            run: Name of the run's folder; without its members nothing new can be taken.
+        """
+        folder = self.folder / run
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
+        rows = [row for row in results if f"{run}/{row}/test/loss" not in self._arrays]
+        if not rows or not (folder / "members").is_dir():
+            return
+        pool = MemberPool.open(folder / "members")
+        for split in SPLITS:
+            store = _store(context, folder, pool, split)
+            for row in rows:
+                found = store.get(_point(results[row], folder))
+                if found is not None and found.outputs is not None:
+                    name = f"{run}/{row}/{split}"
+                    self._arrays[f"{name}/loss"] = found.outputs.loss
+                    self._arrays[f"{name}/predictions"] = found.outputs.predictions
+        _save(self.folder / FILE, self._arrays)
+
+
+def keep_landscape(context: Context, folder: Path, file: Path) -> bool:
+    """Write the members' outputs on both splits, if all were evaluated on both; else False.
+
+    The arrays are those of the recorded landscapes; `weights` and `values` are what the search
+    over w evaluated, with validation loss and metric.
+
+    Args:
+        context: Of the run.
+        folder: The run's folder.
+        file: Where to write.
+    """
+    if not (folder / "members").is_dir():
+        return False
+    pool = MemberPool.open(folder / "members")
+    k, arrays = len(pool), {}
+    for split in SPLITS:
+        store = _store(context, folder, pool, split)
+        found = [store.get(FusionWeights.one_hot(i, k)) for i in range(k)]
+        logits = [
+            f.outputs.predictions for f in found if f is not None and f.outputs is not None
+        ]
+        if len(logits) < k:
+            return False
+        arrays[f"{split}_logits"] = np.stack(logits)
+        arrays[f"{split}_labels"] = context.task.splits[split].labels
+    trials = [
+        t
+        for t in context.trials(study_name(context.recipe.fuse.sampler))
+        if t.values is not None
+    ]
+    arrays["weights"] = np.array([weights_of(t).values for t in trials])
+    arrays["values"] = np.array([t.values[:2] for t in trials])
+    _save(file, arrays)
+    return True
+
+
+def _store(
+    context: Context, folder: Path, pool: MemberPool, split: SplitName
+) -> EvaluationStore:
+    fingerprint = context.scorer(split).fingerprint
+    return EvaluationStore(folder / "evaluations", f"{pool.fingerprint} {fingerprint}")
+
+
+def _point(entry: Mapping[str, Any], folder: Path) -> points.Point:
+    known = {k: v for k, v in entry.items() if v is not None}
+    return points.from_json(known, folder / "methods" / "models")
+
+
+def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, file)

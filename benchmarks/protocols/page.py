@@ -1,0 +1,265 @@
+"""docs/results.md from the stored records: the papers' tables, and what was tried."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.protocols import pooled
+from benchmarks.protocols.pooled import BASE, MARK, POINTS, Key
+from benchmarks.protocols.published import (
+    AVERAGE,
+    COMPARISON,
+    DISCREPANCY,
+    OUTER,
+    TASKS,
+    TITLES,
+    Figure,
+)
+from benchmarks.protocols.records import Record
+
+DASH = "–"
+EXTRA = ("bomf", "bomf.default", "mobo.default", "grid", "hpbo", "ema", "model_stock")
+OURS = ("bo", "mobo")
+SUBTITLES = {
+    "a": "the papers' splits",
+    "b": "less noisy splits: whole dev and test splits, or rows held out of training",
+}
+
+Methods = Mapping[str, Mapping[Key, Record]]
+Table = list[list[str]]
+
+
+def page(
+    records: Sequence[Record], subject: str = "", rules: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The whole page; where nothing is stored it says what is missing.
+
+    Args:
+        records: Of all protocols.
+        subject: The row that stands for fusetune; the default one if "".
+        rules: What `benchmarks.rules` stored.
+    """
+    parts = [_HEAD]
+    for protocol in ("b", "a"):
+        kept = [r for r in records if r.protocol == protocol]
+        parts.append(f"## Protocol {protocol}: {SUBTITLES[protocol]}\n")
+        if not kept:
+            parts.append(
+                "No results are stored. They are made by\n\n```bash\npython -m "
+                f"benchmarks.quality --protocol {protocol} --data ../shared/data\n```\n"
+            )
+            continue
+        own = pooled.by_method([r for r in kept if not r.attempt])
+        parts += [
+            _headline(kept, protocol, subject),
+            _section("Table 1: comparison", _comparison(own), own),
+            _section("Table 2: loss against metric", _discrepancy(own), own, (BASE, "swa")),
+            _section(
+                "Table 3: BO against MOBO", _points(own, ("bo", "mobo")), own, ("bo", "mobo")
+            ),
+            _section("Table 4: the search of λ around every baseline", _outer(own), own, OUTER),
+            _tries(kept, own),
+        ]
+    parts.append(_landscapes(rules))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def rules(folder: Path) -> list[dict[str, Any]]:
+    """What `benchmarks.rules` stored in a folder."""
+    files = sorted(folder.glob("rules-*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+_HEAD = """# Results
+
+This page is written by `python -m benchmarks.quality --page` from the records in
+`benchmarks/results/`, one for each task, seed and method. Ours: MiniLM (6 layers, 22.7 M
+parameters). Published: RoBERTa-base, four seeds (workshop version of the paper). Figures are
+test values in points, means ± standard deviations over the seeds; validation chooses, test
+only reports. Absolute figures of the two models cannot be compared; gains over `finetune`,
+and shares of the distance from `finetune` to `oracle`, can.
+
+A gain's interval (95 %) and p-value come from the paired bootstrap over test rows: seeds of
+a task with the same test rows are resampled together, all else independently, and the gains
+averaged over seeds, then over tasks. They say how sure the gain is for the models that were
+trained; the second p-value changes the signs of the gains of whole runs, and so counts the
+training's own randomness too.
+"""
+
+
+def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
+    found = pooled.summary(records, protocol, subject)
+    name = found["subject"]
+    if found["gain_points"] is None:
+        return f"Missing: no record of `{name}`, fusetune's default.\n"
+    low, high = found["gain_interval"]  # type: ignore[misc]
+    share = found["share_closed"]
+    part = (
+        "no oracle is stored"
+        if share is None
+        else f"{100 * share:.0f} % of the distance to `oracle`"
+    )  # type: ignore[operator]
+    tasks = ", ".join(TITLES[t] for t in found["tasks"])  # type: ignore[attr-defined]
+    singly = ", ".join(
+        f"{TITLES[task]} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]"
+        for task, (value, lower, upper) in found["by_task"].items()  # type: ignore[attr-defined]
+    )
+    return (
+        f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
+        f"[{low:+.2f}, {high:+.2f}], p = {found['gain_p_value']:.3f} (over runs "
+        f"{found['gain_p_value_runs']:.3f}); {part}; place {found['rank']} of "
+        f"{found['candidates']} candidates. {found['runs']} runs: {tasks}.\n\n"
+        f"By task: {singly}.\n"
+    )
+
+
+def _section(
+    title: str, table: Table, own: Methods, names: Sequence[str] | Mapping = ()
+) -> str:  # type: ignore[type-arg]
+    shown = [n for n in (names or own) if n in own]
+    commands = sorted({r.command for n in shown for r in own[n].values()})
+    body = _markdown(table)
+    if commands:
+        body += "\n<details><summary>Commands</summary>\n\n```bash\n"
+        body += "\n".join(commands) + "\n```\n\n</details>\n"
+    return f"### {title}\n\n{body}"
+
+
+def _comparison(own: Methods) -> Table:
+    return _points(own, [*COMPARISON, *(n for n in EXTRA if n in own)])
+
+
+def _points(own: Methods, names: Sequence[str]) -> Table:
+    """A row per method: each task, the mean gain with its interval, the share closed."""
+    head = ["method", *TITLES.values(), "gain over finetune", "closed", "published"]
+    rows = [head]
+    for name in names:
+        found = own.get(name, {})
+        cells = [_over_seeds(found, task, _test) for task in TASKS]
+        gain, share = DASH, None
+        if found and name != BASE:
+            g = pooled.gain(found)
+            gain = f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}], p {g.p_value:.3f}"
+            share = pooled.closed(found, own.get(MARK, {}))
+        closed = DASH if share is None or name == MARK else f"{100 * share:.0f} %"
+        rows.append([name, *cells, gain, closed, _published(name)])
+    return rows
+
+
+def _published(name: str) -> str:
+    if name not in COMPARISON:
+        return DASH
+    cells = [f"{mean:.2f}" for mean, _ in COMPARISON[name]]
+    return f"{' / '.join(cells)}; average {AVERAGE[name]:.2f}"
+
+
+def _discrepancy(own: Methods) -> Table:
+    tasks = ("rte", "mrpc", "sst2")
+    head = ["", "", *(TITLES[t] for t in tasks), *(f"{TITLES[t]}, published" for t in tasks)]
+    rows = [head]
+    measures: tuple[tuple[str, Callable[[Record], float], int], ...] = (
+        ("loss", lambda r: r.test["loss"]["value"], 0),
+        ("error, points", lambda r: POINTS - _test(r), 1),
+    )
+    for label, value, place in measures:
+        for name in (BASE, "swa"):
+            ours = [_over_seeds(own.get(name, {}), task, value) for task in tasks]
+            theirs = [_figure(DISCREPANCY[name][task][place]) for task in tasks]
+            rows.append([label, name, *ours, *theirs])
+    return rows
+
+
+def _outer(own: Methods) -> Table:
+    tasks = ("rte", "mrpc")
+    rows = [
+        ["method", *(TITLES[t] for t in tasks), *(f"{TITLES[t]}, published" for t in tasks)]
+    ]
+    for name, figures in OUTER.items():
+        ours = [_over_seeds(own.get(name, {}), task, _test) for task in tasks]
+        rows.append([name, *ours, *(f"{figures[task]:.2f}" for task in tasks)])
+    return rows
+
+
+def _tries(records: Sequence[Record], own: Methods) -> str:
+    """Rules for the choice, and tries of other settings, the best first."""
+    rows: list[tuple[float, list[str]]] = []
+
+    def add(what: str, name: str, found: Mapping[Key, Record]) -> None:
+        g = pooled.gain(found)
+        cells = [
+            what,
+            name,
+            f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}]",
+            f"{g.p_value:.3f}",
+        ]
+        rows.append((g.value, [*cells, f"{g.runs}: {', '.join(TITLES[t] for t in g.tasks)}"]))
+
+    for name, found in own.items():
+        family, _, rule = name.partition(".")
+        if rule or f"{name}.default" in own:
+            add(f"choice: {rule or 'best'}", family, found)
+    for attempt in sorted({r.attempt for r in records if r.attempt}):
+        for name, found in pooled.by_method(
+            [r for r in records if r.attempt == attempt]
+        ).items():
+            if name in ("swa", "mobo", "mobo.default", "bomf.default", MARK):
+                add(f"try: {attempt}", name, found)
+    if not rows:
+        return "### What was tried\n\nNo record of a rule or of a try is stored.\n"
+    rows.sort(key=lambda row: -row[0])
+    head = ["what", "row", "gain over finetune, points", "p", "runs"]
+    return f"### What was tried\n\n{_markdown([head, *(cells for _, cells in rows)])}"
+
+
+def _landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
+    """Rules for the choice on re-splits of recorded landscapes, the best first."""
+    parts = ["## Rules for the choice on recorded landscapes\n"]
+    if not rules:
+        parts.append("Nothing is stored; `python -m benchmarks.rules --store` makes it.\n")
+    for stored in rules:
+        table: Mapping[str, Mapping[str, Sequence[float]]] = stored["rules"]
+        names = list(next(iter(table.values())))
+        command = " ".join(
+            f"--{k} {stored[k]}" for k in ("candidates", "evaluations", "splits")
+        )
+        means = {
+            rule: statistics.fmean(gain for gain, _ in row.values())
+            for rule, row in table.items()
+        }
+        rows = [["rule", "mean", *names]]
+        for rule in sorted(table, key=lambda rule: -means[rule]):
+            cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in table[rule].values()]
+            rows.append([rule, f"{means[rule]:+.2f}", *cells])
+        parts.append(
+            "Gain on test over the best single member, in points, mean ± standard error over "
+            f"random re-splits: `python -m benchmarks.rules {command} --store`. "
+            "`consensus, towards the anchor` is `fuse.choose: consensus`.\n\n" + _markdown(rows)
+        )
+    return "\n".join(parts)
+
+
+def _test(record: Record) -> float:
+    return POINTS * record.test[record.primary]["value"]
+
+
+def _over_seeds(
+    found: Mapping[Key, Record], task: str, value: Callable[[Record], float]
+) -> str:
+    values = [value(r) for (name, _), r in sorted(found.items()) if name == task]
+    if not values:
+        return DASH
+    mean = statistics.fmean(values)
+    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _figure(figure: Figure) -> str:
+    return f"{figure[0]:.2f} ± {figure[1]:.2f}"
+
+
+def _markdown(table: Table) -> str:
+    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,0 +1,272 @@
+"""One task with one seed: make the runs, compare with `finetune`, store the records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.protocols import records, settings
+from benchmarks.protocols.outcomes import LANDSCAPE, Outcomes, keep_landscape
+from benchmarks.protocols.records import Record
+from fusetune.errors import RunError
+from fusetune.evaluation.bootstrap import bootstrap_counts
+from fusetune.objective import Objective
+from fusetune.pipeline.compare import compare
+from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display
+from fusetune.pipeline.environment import package_version
+from fusetune.pipeline.procedures.procedure import FIXED
+from fusetune.pipeline.seed_results import seed_results
+from fusetune.recipe import Recipe
+from fusetune.report.comparison import BASE
+from fusetune.run import RunFolder
+from fusetune.tasks.task import Task
+
+DELETED = "members-deleted"
+DEFAULT = ".default"
+TAIL = 2.5  # per cent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task with one seed.
+
+    Attributes:
+        protocol: "a" or "b".
+        task: As in the settings.
+        seed: Of everything.
+        attempt: Name of a try, or "".
+        scale: "quick" or "full".
+        methods: Rows; `finetune` is always made.
+        recipe: With the protocol's settings.
+        overrides: Those, as text.
+    """
+
+    protocol: str
+    task: str
+    seed: int
+    attempt: str
+    scale: str
+    methods: tuple[str, ...]
+    recipe: Recipe
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        protocol: str,
+        task: str,
+        seed: int,
+        methods: Sequence[str],
+        data: Path,
+        scale: str,
+        attempt: str = "",
+    ) -> Job:
+        """With the settings of the protocol.
+
+        Raises:
+            RecipeError: If a name is not known.
+        """
+        recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
+        rows = wanted_rows(recipe, [BASE, *methods], lambda _: None)
+        kept = tuple(o for o in overrides if not o.startswith("task.data="))
+        return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept)
+
+    def out(self, runs: Path) -> Path:
+        """The folder of the comparison."""
+        name = f"{self.task}+{self.attempt}" if self.attempt else self.task
+        return runs / self.protocol / name
+
+    def seed_folder(self, runs: Path) -> Path:
+        """The folder of its runs."""
+        return self.out(runs) / f"seed-{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes it."""
+        attempt = f" --tries {self.attempt}" if self.attempt else ""
+        scale = "" if self.scale == "quick" else f" --scale {self.scale}"
+        return (
+            f"python -m benchmarks.quality --protocol {self.protocol} --tasks {self.task} "
+            f"--seeds {self.seed} --methods {','.join(self.methods)}{attempt}{scale}"
+        )
+
+    def missing(self, results: Path) -> list[str]:
+        """The rows that have no record yet.
+
+        Raises:
+            RunError: If a record was made with other settings.
+        """
+        absent = []
+        for row in self.methods:
+            file = records.path(results, self.protocol, self.attempt, self.task, self.seed, row)
+            if not file.exists():
+                absent.append(row)
+                continue
+            found = records.read(file)
+            if (found.settings, found.scale) != (self.overrides, self.scale):
+                raise RunError(
+                    f"{file} was made with other settings: {', '.join(found.settings)}.",
+                    "Give another folder with --results, or delete the task's records.",
+                )
+        return absent
+
+
+def run(
+    job: Job, runs: Path, results: Path, *, delete_members: bool, display: Display
+) -> list[Path]:
+    """Make what is missing and store a record per row; returns the files.
+
+    Raises:
+        FusetuneError: As `fusetune compare`.
+    """
+    folder = job.seed_folder(runs)
+    if job.missing(results):
+        plan = make_plan(job.recipe, job.methods, job.seed)
+        _refuse_deleted(folder, plan)
+        compare(job.recipe, job.out(runs), [job.seed], methods=job.methods, display=display)
+        written = _store(job, runs, results, plan)
+    else:
+        display.say(f"{job.task} {job.seed} {job.attempt}: all rows are stored")
+        written = []
+    if delete_members and folder.is_dir():
+        _delete_members(folder)
+    return written
+
+
+def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
+    folder = job.seed_folder(runs)
+    made = {
+        n: RunFolder(folder / n) for n in plan.runs if (folder / n / "results.json").exists()
+    }
+    failed = {n: "it led to no result; see its run.log" for n in plan.runs if n not in made}
+    name = FIXED if FIXED in made else next(iter(made))
+    context = Context(plan.runs[name], made[name], Display(quiet=True))
+    try:
+        outcomes = Outcomes(folder)
+        for run_name in made:
+            outcomes.collect(context, run_name)
+        if not (folder / LANDSCAPE).exists():
+            keep_landscape(context, folder / name, folder / LANDSCAPE)
+        task = context.task
+        entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
+        main = outcomes
+        if job.attempt:
+            main = Outcomes(replace(job, attempt="").seed_folder(runs))
+        compared = _Compared(job, task, main, outcomes)
+        return [
+            compared.record(row, entry).write(results)
+            for row, entry in (
+                entries | _defaults(job, folder, entries, task.objectives[1])
+            ).items()
+        ]
+    finally:
+        context.close()
+
+
+class _Compared:
+    """Rows against the `finetune` of the protocol's own settings, on the same test rows."""
+
+    def __init__(self, job: Job, task: Task, main: Outcomes, outcomes: Outcomes) -> None:
+        self.job, self.task, self.outcomes = job, task, outcomes
+        self.split = task.splits["test"]
+        self.primary = task.objectives[1]
+        # One seed for all: rows that several seeds share are then resampled alike.
+        self.counts = bootstrap_counts(len(self.split), seed=0)
+        base = main.get(FIXED, BASE)
+        self.base = self._sampled(base)
+        self.base_value = task.score(base, self.split.labels)[self.primary.name]
+
+    def _sampled(self, outputs: Any) -> Any:
+        sampled = self.task.resample(outputs, self.split.labels, self.counts)
+        return sampled[self.primary.name]
+
+    def record(self, row: str, entry: Mapping[str, Any]) -> Record:
+        """The record of one row."""
+        name, sign = self.primary.name, self.primary.sign
+        samples = sign * (self._sampled(self.outcomes.get(*entry["place"])) - self.base)
+        low, high = np.percentile(samples, [TAIL, 100.0 - TAIL])
+        side = min(np.count_nonzero(samples <= 0.0), np.count_nonzero(samples >= 0.0))
+        return Record(
+            protocol=self.job.protocol,
+            attempt=self.job.attempt,
+            task=self.job.task,
+            seed=self.job.seed,
+            method=row,
+            primary=name,
+            validation=entry["validation"],
+            test=entry["test"],
+            gain={
+                "value": sign * (entry["test"][name]["value"] - self.base_value),
+                "low": float(low),
+                "high": float(high),
+                "p_value": min(1.0, 2.0 * (side + 1) / (len(samples) + 1)),
+                "variance": float(samples.var()),
+            },
+            samples=records.encode(samples),
+            test_rows=self.split.fingerprint,
+            evaluations=entry["evaluations"],
+            trainings=entry["trainings"],
+            seconds=entry["seconds"],
+            total_seconds=entry["total_seconds"],
+            settings=self.job.overrides,
+            scale=self.job.scale,
+            command=self.job.command,
+            version=package_version("fusetune"),
+        )
+
+
+def _defaults(
+    job: Job, folder: Path, entries: Mapping[str, Any], primary: Objective
+) -> dict[str, Any]:
+    """What a run with the default rule of choice makes of each search, as `bomf.default`.
+
+    As in a run: the rule's w, unless it is worse on validation than the best single member.
+    """
+    found = {}
+    for row, entry in entries.items():
+        chosen = entries.get(f"{row}.{job.recipe.fuse.choose}")
+        if chosen is None:
+            continue
+        results = RunFolder(folder / chosen["place"][0]).results
+        run = json.loads(results.read_text(encoding="utf-8"))
+        name = run["primary"]
+        member = run["methods"][BASE]["validation"][name]["value"]
+        value = chosen["validation"][name]["value"]
+        found[row + DEFAULT] = entry if primary.better(member, value) else chosen
+    return found
+
+
+def _refuse_deleted(folder: Path, plan: Plan) -> None:
+    """More rows need the members, which are gone."""
+    if not (folder / DELETED).exists():
+        return
+    for name, recipe in plan.runs.items():
+        run_folder = RunFolder(folder / name)
+        stored = run_folder.done("fuse") or {"methods": {}}
+        lacking = [
+            m for m in recipe.fuse.rows if not (run_folder.methods / f"{m}.json").exists()
+        ]
+        if stored["methods"] and lacking:
+            raise RunError(
+                f"{run_folder.path} has no members any more, and {', '.join(lacking)} "
+                "would need them.",
+                f"Delete {run_folder.path}, so that it is trained again, or leave them out.",
+            )
+
+
+def _delete_members(folder: Path) -> None:
+    """Free what a finished seed needs no more; outcomes and results stay."""
+    (folder / DELETED).touch()
+    for run_folder in (path.parent for path in folder.glob("*/results.json")):
+        for name in ("members", "work", "methods/models"):
+            shutil.rmtree(run_folder / name, ignore_errors=True)
+        for file in (run_folder / "fused").glob("*.safetensors"):
+            file.unlink()

@@ -1,0 +1,226 @@
+"""Which tasks, splits and settings a named protocol has, and what a run of it costs.
+
+Protocol a: the papers' splits (dev halved; SST-2: 1,000 training rows held out, dev as test).
+Protocol b, less noisy: MRPC, STS-B and SST-2 with the whole dev split as validation and the
+labelled test split as test; RTE and CoLA, whose test has no labels, with training rows held
+out as validation and the whole dev split as test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusetune.errors import RecipeError, closest
+from fusetune.recipe import Recipe
+from fusetune.recipe_file import find, load
+
+PROTOCOLS = ("a", "b")
+SCALES = ("quick", "full")
+SEEDS = (41, 42, 43, 44)
+
+METHODS = (
+    "finetune",
+    "swa",
+    "ema",
+    "greedy",
+    "learned",
+    "model_stock",
+    "bo",
+    "mobo",
+    "oracle",
+)
+"""Rows on one trajectory; the procedures (`grid`, `hpbo`, `bomf`, …) are asked for by name."""
+
+TRIED = ("finetune", "swa", "mobo")
+"""Rows of a try, unless others are asked for."""
+
+REFERENCE_EVALUATIONS = {"quick": 24, "full": 90}
+"""Subsets that the oracle evaluates on test; the test splits are large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One task.
+
+    Attributes:
+        rows: Training, validation and test rows of the official splits; 0 without labels.
+        held_out: Training rows that become validation in protocol b; 0 where test has labels.
+        tokens: Mean tokens of a row, cut at `max_length`.
+        max_length: Of the quick scale.
+        epochs: Of a quick training, batch 16.
+        trial_epochs: Of a trial of its search.
+        rate: Learning rate of the quick scale, and the middle of its grid.
+    """
+
+    rows: tuple[int, int, int]
+    held_out: int
+    tokens: int
+    max_length: int
+    epochs: float
+    trial_epochs: float
+    rate: float
+
+
+TASKS: Mapping[str, Setting] = {
+    "rte": Setting((2490, 277, 0), 500, 55, 96, 5.0, 2.0, 1e-4),
+    "mrpc": Setting((3668, 408, 1725), 0, 53, 96, 3.5, 1.0, 1e-4),
+    "cola": Setting((8551, 1043, 0), 1500, 11, 64, 5.0, 1.0, 1e-4),
+    "stsb": Setting((5749, 1500, 1379), 0, 31, 96, 2.5, 1.0, 2e-4),
+    "sst2": Setting((67349, 872, 1821), 0, 19, 64, 0.4, 0.15, 5e-5),
+}
+
+MEMBERS = {"quick": 10, "full": 15}
+EVALUATIONS = {"quick": 40, "full": 90}  # the full scale: k starting points and 5 k further
+
+TRIES: Mapping[str, Sequence[str]] = {
+    "linear": ["train.arguments.lr_scheduler_type=linear"],
+    "constant": ["train.arguments.lr_scheduler_type=constant"],
+    "window-25": ["train.collect_from=0.25"],
+    "window-75": ["train.collect_from=0.75"],
+    "members-5": ["train.members=5"],
+    "members-15": ["train.members=15", "fuse.evaluations=90"],
+    "members-30": ["train.members=30", "fuse.evaluations=90"],
+    "rate-double": [],
+    "rate-half": [],
+    "two-trajectories": ["train.trajectories=2"],
+    "brier": [],
+    "soft-f1": [],
+}
+"""What is tried beside the protocol's settings; those without keys depend on the task."""
+
+# Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
+STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
+LIGHT = 0.6  # a light trial, as a share of a full one
+
+
+def recipe(
+    task: str, protocol: str, data: Path, *, scale: str = "quick", attempt: str = ""
+) -> tuple[Recipe, list[str]]:
+    """The ready MiniLM recipe with a protocol's settings, and those as overrides.
+
+    Args:
+        task: A key of `TASKS`.
+        protocol: "a" or "b".
+        data: The folder with one folder per task.
+        scale: "quick", for two processor cores, or "full", the recipe's own.
+        attempt: A key of `TRIES`, or none.
+
+    Raises:
+        RecipeError: If a name is not known, or the try does not suit the task.
+    """
+    for name, known in ((task, TASKS), (protocol, PROTOCOLS), (scale, SCALES)):
+        if name not in known:
+            raise RecipeError(f"Unknown {name!r}{closest(name, known)}; {', '.join(known)}.")
+    changes = [
+        f"task.data={data / task}",
+        f"fuse.oracle_evaluations={REFERENCE_EVALUATIONS[scale]}",
+    ]
+    if protocol == "b":
+        held_out = TASKS[task].held_out
+        changes.append(
+            f"task.split={{hold_out: {held_out}}}" if held_out else "task.split=none"
+        )
+    if scale == "quick":
+        changes += _quick(TASKS[task])
+    source = find(f"{task}-minilm")
+    if attempt:
+        changes += _attempt(attempt, load(source, changes))
+    return load(source, changes), changes
+
+
+def _quick(setting: Setting) -> list[str]:
+    rates = [setting.rate * factor for factor in (0.5, 1.0, 2.0)]
+    return [
+        f"model.max_length={setting.max_length}",
+        "model.precision=float32",
+        "train.arguments.per_device_train_batch_size=16",
+        f"train.epochs={setting.epochs:g}",
+        f"train.arguments.learning_rate={setting.rate:g}",
+        f"train.members={MEMBERS['quick']}",
+        f"fuse.evaluations={EVALUATIONS['quick']}",
+        f"compare.learning_rates=[{', '.join(f'{rate:g}' for rate in rates)}]",
+        "search.trials=4",
+        f"search.epochs={setting.trial_epochs:g}",
+        f"search.space.learning_rate={{low: {rates[0]:g}, high: {2 * rates[2]:g}, log: true}}",
+        "search.space.per_device_train_batch_size={choices: [16]}",
+    ]
+
+
+def _attempt(name: str, base: Recipe) -> Sequence[str]:
+    if name not in TRIES:
+        raise RecipeError(f"Unknown try {name!r}{closest(name, TRIES)}; {', '.join(TRIES)}.")
+    rate = float(base.train.arguments["learning_rate"])
+    if name.startswith("rate-"):
+        factor = 2.0 if name == "rate-double" else 0.5
+        return [f"train.arguments.learning_rate={factor * rate:g}"]
+    if name in ("brier", "soft-f1"):
+        if base.task.kind != "sequence-classification":
+            raise RecipeError(f"The try {name} is for classification; {base.task.kind} is not.")
+        metrics = ", ".join([*base.task.metrics, name.replace("-", "_")])
+        return [f"task.metrics=[{metrics}]"]
+    return TRIES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of one processor core that a task and seed need."""
+
+    training: float
+    validation: float
+    test: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.training + self.validation + self.test
+
+
+def cost(recipe: Recipe, task: str, protocol: str, methods: Sequence[str]) -> Cost:
+    """An estimate; what other work on the machine adds is not in it."""
+    setting = TASKS[task]
+    train, dev, test = setting.rows
+    validation, tested = (dev // 2, dev // 2) if protocol == "a" else (dev, test)
+    if protocol == "a" and task == "sst2":
+        validation, tested = 1000, dev
+    if protocol == "b" and setting.held_out:
+        validation, tested = setting.held_out, dev
+    batch = int(recipe.train.arguments["per_device_train_batch_size"])
+    epoch = train / batch * (STEP + STEP_TOKEN * batch * setting.tokens)
+    training = epoch * recipe.train.epochs * recipe.train.trajectories.count
+    trial_epochs = recipe.search.epochs or recipe.train.epochs
+    light = LIGHT * epoch * trial_epochs * recipe.search.trials
+    k, budget = recipe.train.members, recipe.fuse.evaluations
+    grid = training * (len(recipe.compare.learning_rates) - 1)
+    trained = {
+        "grid": grid,
+        "hpbo": training * (recipe.search.trials + 1),
+        "bilevel": training * (recipe.search.trials + 1),
+        "bomf": light + training,
+        "swa_cyclic": training,
+    }
+    evaluated = {
+        "bo": budget - k,
+        "mobo": budget - k,
+        "learned": budget,
+        "ema": 10,
+        "greedy": k,
+    }
+    names = [name.partition(":")[0] for name in methods]
+    searches = [n for n in names if n in ("bilevel", "bomf")]
+    fixed = [n for n in names if n not in trained]
+    seen = (
+        sum(evaluated.get(n, 1) for n in fixed) + (k if fixed else 0) + budget * len(searches)
+    )
+    read = len(names) + (_reference(recipe) if "oracle" in names else 0)
+    second = ROW_TOKEN * setting.tokens
+    return Cost(
+        (training if fixed else 0.0) + sum(trained.get(n, 0.0) for n in names),
+        seen * validation * second,
+        read * tested * second,
+    )
+
+
+def _reference(recipe: Recipe) -> int:
+    return recipe.fuse.oracle_evaluations or recipe.fuse.evaluations

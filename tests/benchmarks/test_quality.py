@@ -1,0 +1,178 @@
+"""The harness of the quality protocols on made records."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from benchmarks.protocols import page, pooled, records, settings
+from benchmarks.protocols.records import Record
+from fusetune.errors import RecipeError, RunError
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display
+from fusetune.run import RunFolder
+
+SAMPLES = np.random.default_rng(0).normal(0.0, 0.01, size=2000)
+
+
+def record(
+    method: str, gain: float, task: str = "mrpc", seed: int = 41, **changes: Any
+) -> Record:
+    values = {"f1": {"value": 0.8 + gain, "low": 0.7, "high": 0.9}, "loss": {"value": 0.5}}
+    data: dict[str, Any] = {
+        "protocol": "b",
+        "attempt": "",
+        "task": task,
+        "seed": seed,
+        "method": method,
+        "primary": "f1",
+        "validation": values,
+        "test": values,
+        "gain": {"value": gain},
+        "samples": records.encode(gain + SAMPLES),
+        "test_rows": task,
+        "evaluations": 40,
+        "trainings": 1,
+        "seconds": 1.0,
+        "total_seconds": 2.0,
+        "settings": ("a=1",),
+        "scale": "quick",
+        "command": f"make {task} {seed}",
+    }
+    return Record(**data | changes)
+
+
+def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
+    made = record("bilevel:swa", 0.01)
+    file = made.write(tmp_path)
+    assert file == tmp_path / "b" / "mrpc-41-bilevel+swa.json"
+    assert file.stat().st_size < 20_000
+    assert records.read_all(tmp_path) == [made]
+    found = made.differences()
+    np.testing.assert_allclose(found, 0.01 + SAMPLES, atol=np.abs(found).max() / 60_000)
+    file.write_text("{}")
+    with pytest.raises(RunError, match="is no record"):
+        records.read_all(tmp_path)
+
+
+def test_the_pooled_gain_is_a_mean_over_tasks_of_means_over_seeds() -> None:
+    made = [
+        record("swa", 0.03, "mrpc", 41),
+        record("swa", 0.01, "mrpc", 42),
+        record("swa", 0.06, "rte", 41),
+    ]
+    found = pooled.gain(pooled.by_method(made)["swa"])
+    assert found.value == pytest.approx(100 * ((0.03 + 0.01) / 2 + 0.06) / 2)
+    assert (found.runs, found.tasks) == (3, ("mrpc", "rte"))
+    assert found.low < found.value < found.high
+    assert found.p_value < 0.01
+    assert found.runs_p_value == pytest.approx(2 / 8)  # all three signs alike, or all turned
+
+
+def test_seeds_with_the_same_test_rows_are_resampled_together() -> None:
+    """Two seeds that differ on the same rows alike say no more than one of them."""
+
+    def width(*made: Record) -> float:
+        found = pooled.gain(pooled.by_method(made)["swa"])
+        return found.high - found.low
+
+    one = width(record("swa", 0.0))
+    assert width(record("swa", 0.0), record("swa", 0.0, seed=42)) == pytest.approx(
+        one, rel=0.01
+    )
+    apart = width(record("swa", 0.0), record("swa", 0.0, seed=42, test_rows="others"))
+    assert apart == pytest.approx(one / np.sqrt(2), rel=0.1)
+
+
+def stored(folder: Path, subject: float = 0.02) -> None:
+    gains = {"finetune": 0.0, "swa": 0.01, "mobo": 0.015, "oracle": 0.04, "ema": 0.03}
+    for (method, gain), seed in itertools.product(gains.items(), (41, 42)):
+        if (method, seed) != ("ema", 42):  # a candidate must have every run
+            record(method, gain, seed=seed).write(folder)
+    for seed in (41, 42):
+        for name in ("mobo.default", "mobo.knee"):
+            record(name, subject if name == "mobo.default" else 0.9, seed=seed).write(folder)
+    record("swa", -0.01, attempt="linear").write(folder)
+
+
+def test_the_summary_is_computed_from_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def summary() -> dict[str, Any]:
+        quality.main(["--summary", "--json", "--results", str(tmp_path)])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert summary()["gain_points"] is None
+    stored(tmp_path)
+    found = summary()
+    assert found["subject"] == "mobo.default"
+    assert found["gain_points"] == pytest.approx(2.0)
+    assert found["share_closed"] == pytest.approx(0.5)
+    assert found["by_task"]["mrpc"][0] == pytest.approx(2.0)
+    assert (found["rank"], found["candidates"]) == (1, 4)  # of finetune, swa, mobo and itself
+    assert 0.0 < found["gain_p_value"] < 0.06
+    stored(tmp_path, subject=0.012)
+    found = summary()
+    assert found["gain_points"] == pytest.approx(1.2)
+    assert (found["rank"], found["share_closed"]) == (2, pytest.approx(0.3))
+
+
+def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> None:
+    text = page.page([])
+    assert text.count("No results are stored") == 2
+    stored(tmp_path)
+    text = page.page(records.read_all(tmp_path))
+    assert text.count("No results are stored") == 1
+    assert "**`mobo.default` gains +2.00 points over `finetune`**" in text
+    assert "50 % of the distance to `oracle`" in text
+    line = next(line for line in text.splitlines() if line.startswith("| greedy"))
+    assert "76.52 / 91.84 / 56.47 / 89.87 / 94.36; average 81.81" in line
+    assert line.split("|")[3].strip() == "–"  # published, but not run
+    assert "| try: linear | swa | -1.00" in text
+    assert "make mrpc 41" in text
+
+
+def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
+    found = page.page(records.read_all(records.FOLDER), rules=page.rules(records.FOLDER))
+    assert quality.PAGE.read_text(encoding="utf-8") == found
+
+
+def test_settings_of_the_protocols() -> None:
+    def split(task: str, protocol: str, **options: str) -> Any:
+        return settings.recipe(task, protocol, Path("data"), **options)[0].task.split
+
+    for task, rows in (("rte", 500), ("cola", 1500)):
+        assert split(task, "b").hold_out == rows
+        assert split(task, "a").halve == "validation"
+    for task in ("mrpc", "stsb", "sst2"):
+        assert split(task, "b") is None
+    assert split("sst2", "a").hold_out == 1000
+    for task, scale in itertools.product(settings.TASKS, settings.SCALES):
+        recipe, _ = settings.recipe(task, "b", Path("data"), scale=scale)
+        found = settings.cost(recipe, task, "b", settings.METHODS)
+        assert 300 < found.total < (3600 if scale == "quick" else 86_400)
+    brier, _ = settings.recipe("mrpc", "b", Path("data"), attempt="brier")
+    assert brier.task.metrics == ["f1", "accuracy", "brier"]
+    with pytest.raises(RecipeError, match="for classification"):
+        settings.recipe("stsb", "b", Path("data"), attempt="brier")
+    with pytest.raises(RecipeError, match="did you mean mrpc"):
+        settings.recipe("mrcp", "b", Path("data"))
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [("rte", (1990, 500, 277)), ("cola", (7051, 1500, 1043)), ("mrpc", (3668, 408, 1725))],
+)
+def test_the_splits_of_protocol_b(
+    shared: Path, tmp_path: Path, task: str, sizes: tuple[int, ...]
+) -> None:
+    recipe, _ = settings.recipe(task, "b", shared / "data")
+    found = Context(recipe, RunFolder(tmp_path), Display(quiet=True)).task.splits
+    assert tuple(len(found[name]) for name in ("train", "validation", "test")) == sizes

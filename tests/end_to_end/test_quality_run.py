@@ -1,0 +1,68 @@
+"""The harness of the quality protocols: training, records, going on, freeing the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.protocols import outcomes, records, runs, settings
+from fusetune.errors import RunError
+from fusetune.pipeline.display import Display
+from fusetune.recipe_file import parse
+
+
+def test_a_tiny_protocol_from_training_to_records(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["search.trials=0", "train.epochs=1", "train.members=3", "fuse.evaluations=9"]
+
+    def tiny(*_: object, attempt: str = "", **__: object) -> Any:
+        more = ["train.members=2"] if attempt else []
+        return parse(tiny_recipe, [*short, *more]), [*short, *more]
+
+    monkeypatch.setattr(settings, "recipe", tiny)
+
+    def job(*methods: str, attempt: str = "") -> runs.Job:
+        return runs.Job.of("b", "rte", 41, methods, tmp_path, "quick", attempt)
+
+    def run(job: runs.Job, *, delete: bool = False) -> list[str]:
+        display = Display(quiet=True)
+        files = runs.run(
+            job, tmp_path / "runs", tmp_path / "results", delete_members=delete, display=display
+        )
+        return [file.stem for file in files]
+
+    assert run(job("swa"))[:2] == ["rte-41-finetune", "rte-41-swa"]
+    assert run(job("swa")) == []
+    made = run(job("swa", "mobo", "oracle"))
+    assert {"rte-41-mobo.consensus", "rte-41-mobo.default", "rte-41-oracle"} <= set(made)
+    found = {r.method: r for r in records.read_all(tmp_path / "results")}
+    results = tmp_path / "runs/b/rte/seed-41/fixed/results.json"
+    entries = json.loads(results.read_text())["methods"]
+    for name in ("finetune", "swa", "mobo", "oracle"):
+        test = entries[name]["test"]["accuracy"]["value"]
+        assert found[name].test["accuracy"]["value"] == test
+        base = entries["finetune"]["test"]["accuracy"]["value"]
+        assert found[name].gain["value"] == pytest.approx(test - base)
+        samples = found[name].differences()
+        assert samples.mean() == pytest.approx(test - base, abs=0.02)
+    assert (found["finetune"].differences() == 0.0).all()
+    with np.load(tmp_path / "runs/b/rte/seed-41" / outcomes.LANDSCAPE) as landscape:
+        assert landscape["validation_logits"].shape == (3, 120, 2)
+        assert landscape["weights"].shape == (9, 3)
+
+    assert run(job("swa", "mobo", "oracle"), delete=True) == []
+    assert not list((tmp_path / "runs").rglob("members/*"))
+    with pytest.raises(RunError, match="no members any more, and greedy"):
+        run(job("greedy"))
+    made = run(job("swa", attempt="members-2"))  # against the finetune whose members are gone
+    assert made[1:2] == ["rte-41-swa"]
+    (tried,) = [
+        r for r in records.read_all(tmp_path / "results") if r.attempt and r.method == "swa"
+    ]
+    base = found["finetune"].test["accuracy"]["value"]
+    assert tried.gain["value"] == pytest.approx(tried.test["accuracy"]["value"] - base)
