@@ -21,6 +21,7 @@ LAYERS = (
     ("report",),
     ("library",),
     ("recipe_sections",),
+    ("recipe_stages",),
     ("recipe",),
     ("recipe_file",),
     ("run",),

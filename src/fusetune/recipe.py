@@ -7,197 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fusetune.errors import RecipeError, closest
+from fusetune.errors import closest
 from fusetune.recipe_sections import (
     CompareSection,
     ExecutorSection,
-    ExportText,
     ModelSection,
-    PrefixCacheSection,
-    Range,
     Section,
     TaskSection,
     Variant,
     lora_problems,
 )
+from fusetune.recipe_stages import PROCEDURES, FuseSection, SearchSection, TrainSection
 
 __all__ = ["PROCEDURES", "Recipe", "Variant"]
-
-PROCEDURES = ("grid", "hpbo", "swa_cyclic", "bilevel", "bomf")
-"""Rows of a comparison that need trainings of their own; `pipeline.procedures` has them."""
-
-
-class SearchSection(Section):
-    """The outer search, over the fine-tuning hyper-parameters λ."""
-
-    trials: int = Field(10, ge=0, description="0 trains with train.arguments as they are.")
-    objective: str = Field(
-        "best_member", description="best_member, fused, or fused:METHOD (bilevel)."
-    )
-    variant: Variant | Literal["full"] = "full"
-    prefix_cache: PrefixCacheSection | Literal[False] = Field(
-        default_factory=PrefixCacheSection,
-        description="Activations of frozen layers, shared by trials; a limit in GB, or false.",
-    )
-    acquisition: Literal["logei", "ucb"] = "logei"
-    pruner: Literal["median", "hyperband", "none"] = "median"
-    epochs: float | None = Field(None, gt=0, description="Per trial; train.epochs by default.")
-    fused_evaluations: int | None = Field(
-        None,
-        ge=1,
-        description="Budget of the inner search of fused; fuse.evaluations by default.",
-    )
-    inner: Literal["auto", "full"] = Field(
-        "auto", description="auto ends the inner search of a trial that can no longer win."
-    )
-    space: dict[str, Range] = Field(default_factory=dict)
-
-    @field_validator("prefix_cache", mode="before")
-    @classmethod
-    def _number_is_a_limit(cls, value: object) -> object:
-        if value is True:
-            return {}
-        number = isinstance(value, int | float) and value is not False
-        return {"limit_gb": value} if number else value
-
-    @model_validator(mode="after")
-    def _space_is_needed(self) -> SearchSection:
-        if self.trials and not self.space:
-            raise ValueError("a search needs a space; give search.space or search.trials: 0")
-        return self
-
-
-class Trajectories(Section):
-    """From how many training runs the members come."""
-
-    count: int = Field(1, ge=1)
-    source: Literal["seeds", "trials"] = Field(
-        "seeds",
-        description="seeds: one λ, other data orders and dropout; trials: the best λ's of the "
-        "search. All start from the same head.",
-    )
-
-
-class TrainSection(Section):
-    """The training run, or runs, whose checkpoints become the members."""
-
-    epochs: float = Field(3.0, gt=0)
-    members: int = Field(15, ge=2, description="In all, over every trajectory.")
-    trajectories: Trajectories = Field(default_factory=Trajectories)
-    collect_from: float = Field(
-        0.5, ge=0.0, lt=1.0, description="Share of the training before the first member."
-    )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict, description="Any field of transformers.TrainingArguments."
-    )
-
-    @field_validator("trajectories", mode="before")
-    @classmethod
-    def _a_number_is_a_count(cls, value: object) -> object:
-        return {"count": value} if isinstance(value, int) else value
-
-    @model_validator(mode="after")
-    def _evenly_from_each(self) -> TrainSection:
-        count = self.trajectories.count
-        if self.members % count:
-            below = self.members // count * count
-            raise ValueError(
-                f"members ({self.members}, in all) must be a multiple of trajectories.count "
-                f"({count}): {f'{below} or ' if below else ''}{below + count}"
-            )
-        return self
-
-    @property
-    def members_each(self) -> int:
-        """Members of one trajectory."""
-        return self.members // self.trajectories.count
-
-
-class FuseSection(Section):
-    """The inner search, over the fusion weights w."""
-
-    sampler: Literal["mobo", "bo", "random", "tpe", "nsga2", "cmaes", "gp"] = Field(
-        "mobo", description="What proposes w; another than mobo takes its row and its place."
-    )
-    evaluations: int = Field(90, ge=2, description="In all, the starting points included.")
-    prior: bool = Field(
-        True, description="Whether the mixture of the members' predictions may lead mobo."
-    )
-    averaging: Literal["auto", "resident", "host", "streaming"] = Field(
-        "auto", description="Where members are kept while they are averaged."
-    )
-    adapters: Literal["exact", "factors"] = Field(
-        "exact", description="factors averages A and B of LoRA apart, as some papers do."
-    )
-    export: ExportText = Field(
-        "merged", description="Of adapters: merged, adapter, or adapter-svd:RANK."
-    )
-    compile: bool = Field(
-        False, description="Evaluate members and averages with torch.compile."
-    )
-    candidates_per_pass: Literal["auto"] | PositiveInt = Field(
-        "auto", description="Models evaluated side by side; auto: more than one on a GPU only."
-    )
-    racing: bool = Field(
-        False, description="Drop a w as soon as a part of the split shows it dominated."
-    )
-    oracle_evaluations: int | None = Field(
-        None, ge=1, description="Subsets that oracle evaluates on test; evaluations by default."
-    )
-    methods: list[str] = Field(default_factory=lambda: ["finetune", "swa", "greedy", "mobo"])
-    choose: Literal["consensus", "best", "posterior", "knee", "constraint"] = Field(
-        "consensus", description="Rule by which the fused model is chosen on validation."
-    )
-    constraint: str | None = Field(
-        None, description='Bounds and a goal, as "loss <= 0.5, max f1".'
-    )
-
-    @field_validator("methods")
-    @classmethod
-    def _known_methods(cls, value: list[str]) -> list[str]:
-        from fusetune.methods import available
-        from fusetune.report.content import REFERENCES
-
-        for name in value:
-            if name.partition(":")[0] in PROCEDURES:
-                raise ValueError(
-                    f"{name!r} is a pipeline with trainings of its own, no way to fuse the "
-                    f"members of one run; use fusetune compare RECIPE --methods {name}"
-                )
-        _check_names("method", value, available())
-        if REFERENCES.issuperset(value):
-            raise ValueError("give at least one method whose weights may be chosen")
-        return list(dict.fromkeys(value))
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> FuseSection:
-        from fusetune.optimization.constraint import Constraint
-
-        if self.compile and self.candidates_per_pass not in ("auto", 1):
-            raise ValueError(
-                "compiled models are evaluated one after the other; leave out "
-                "candidates_per_pass, or compile"
-            )
-        if self.constraint is not None:
-            try:
-                Constraint.parse(self.constraint)
-            except RecipeError as error:
-                raise ValueError(str(error)) from error
-        elif self.choose == "constraint":
-            raise ValueError(
-                "choose: constraint needs fuse.constraint, as 'loss <= 0.5, max f1'"
-            )
-        return self
-
-    @property
-    def rows(self) -> list[str]:
-        """The methods, with the sampler in the place of `mobo`."""
-        return list(dict.fromkeys(self.sampler if m == "mobo" else m for m in self.methods))
 
 
 class Recipe(Section):
@@ -257,14 +84,6 @@ class Recipe(Section):
         """The resolved recipe as YAML."""
         text: str = yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=96)
         return text
-
-
-def _check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = closest(name, known)
-            raise ValueError(f"unknown {what} {name!r}{near} (known: {', '.join(known)})")
 
 
 def _objective_problems(objective: str) -> list[str]:

@@ -381,14 +381,22 @@ class TestBuffers:
         assert fused["num_batches_tracked"].dtype == torch.int64
         assert average.tensors(FusionWeights((0.25, 0.75)))["num_batches_tracked"].item() == 7
 
+    def test_counts_of_batches_are_the_last_members(
+        self, form: Callable[..., Average], raw_members: Callable[..., Path]
+    ) -> None:
+        average = form(MemberPool.open(raw_members(self.states((7, 8)))), nn.BatchNorm1d(4))
+        fused = in_model(average, FusionWeights((0.25, 0.75)))
+        assert fused["num_batches_tracked"].item() == 8
+        assert average.tensors(FusionWeights((0.25, 0.75)))["num_batches_tracked"].item() == 8
+
     def test_integers_that_differ_are_refused_by_name(
         self, form: Callable[..., Average], raw_members: Callable[..., Path]
     ) -> None:
-        pool = MemberPool.open(raw_members(self.states((7, 8))))
-        with pytest.raises(
-            MemberError, match=r"num_batches_tracked is torch\.int64 and differs"
-        ):
-            form(pool, nn.BatchNorm1d(4))
+        states = [{"weight": torch.zeros(2), "order": torch.tensor([i])} for i in range(2)]
+        model = nn.ParameterDict({"weight": torch.zeros(2)})
+        model.register_buffer("order", torch.tensor([0]))
+        with pytest.raises(MemberError, match=r"order is torch\.int64 and differs"):
+            form(MemberPool.open(raw_members(states)), model)
 
     def test_non_persistent_buffers_are_not_touched(
         self,

@@ -73,7 +73,7 @@ def trial_of(folder: Path, margins: Array, labels: Array) -> tuple[MemberPool, E
 
 class _Rows(Encoded):
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def sizes(self) -> NDArray[np.int64]:
         return np.ones(len(self), dtype=np.int64)
 
 

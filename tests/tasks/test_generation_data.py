@@ -15,10 +15,12 @@ from fusetune.tasks.splitting import Splitting
 
 FOLDERS = {
     "squad_v2-t5": "squad_v2",
-    "samsum-llama": "samsum",
+    "samsum-llama-lora": "samsum",
     "e2e-t5-scratch": "e2e_nlg",
-    "e2e-smollm2": "e2e_nlg",
-    "mcqa-llama": "frenchmedmcqa",
+    "samsum-smollm2-lora": "samsum",
+    "e2e-llama-lora": "e2e_nlg",
+    "e2e-smollm2-lora": "e2e_nlg",
+    "mcqa-llama-lora": "frenchmedmcqa",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fusetune.errors import StageError
 from fusetune.members.disk import full_disk_is_an_error, write_json, write_text
 from fusetune.methods.search import is_study_of_weights
+from fusetune.pipeline.checks import check
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.environment import environment
@@ -81,7 +82,7 @@ def run(
 def _prepare(context: Context, first: str | None) -> None:
     """Check everything that can be checked, then forget what is to be done anew."""
     folder = context.folder
-    context.check()
+    check(context)
     if first is not None:
         stale = STAGES[STAGES.index(first) :]
         folder.reset(first)

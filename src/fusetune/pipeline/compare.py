@@ -10,6 +10,7 @@ from typing import Any
 from fusetune.errors import NoResultError, RecipeError, RunError
 from fusetune.members.disk import write_json, write_text
 from fusetune.pipeline import run
+from fusetune.pipeline.checks import check
 from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
@@ -110,7 +111,7 @@ def _check_runs(out: Path, plan: Plan) -> Task:
         try:
             if folder.done("report") is None:
                 with log_to(Path(os.devnull), verbose=False):  # each run logs its own check
-                    context.check()
+                    check(context)
             if not tasks:
                 tasks.append(context.task)
         finally:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,32 +11,24 @@ import torch
 from optuna.trial import FrozenTrial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from fusetune.errors import RecipeError
 from fusetune.evaluation.racing import StagedScorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
-from fusetune.members.blocks import find_blocks
-from fusetune.members.disk import require_space
 from fusetune.methods.origin import Origin
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
-from fusetune.models.lora import LoraSettings, add_lora, require_peft
-from fusetune.optimization import RIVALS, rivals
+from fusetune.models.lora import LoraSettings, add_lora
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
 from fusetune.pipeline.display import Display
+from fusetune.pipeline.make_task import make_task
 from fusetune.pipeline.shared import SharedTrainings
-from fusetune.pipeline.space import extremes
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
-from fusetune.tasks import find as find_task
-from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import Collate, Encoded, OfModel, SplitName, Task
-from fusetune.training import arguments
-from fusetune.training.collect import plan_steps
 
 
 class Context:
@@ -70,31 +58,7 @@ class Context:
     @cached_property
     def task(self) -> Task:
         """The task with its data read and checked."""
-        section = self.recipe.task
-        split = section.split
-        seed = self.recipe.seed if split is None or split.seed is None else split.seed
-        splitting = Splitting(
-            halve=split.halve if split else None,
-            hold_out=split.hold_out if split else None,
-            seed=seed,
-        )
-        make = find_task(section.kind)
-        parameters = set(inspect.signature(make).parameters)
-        if not section.inputs.keys() <= parameters:
-            wanted = "prompt and reference" if "prompt" in parameters else "text and label"
-            raise RecipeError(f"task: a task of kind {section.kind} takes {wanted}.")
-        unknown = set(section.options) - parameters
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            raise RecipeError(f"task.options: a task of kind {section.kind} has no {names}.")
-        return make(
-            section.name or default_name(section.data),
-            section.data,
-            **section.inputs,
-            metrics=section.metrics,
-            splitting=splitting,
-            **section.options,
-        )
+        return make_task(self.recipe.task, self.recipe.seed)
 
     @cached_property
     def source(self) -> ModelSource:
@@ -253,75 +217,3 @@ class Context:
     def training_arguments(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """The recipe's arguments with λ laid over them."""
         return {**self.recipe.train.arguments, **(params or {})}
-
-    def check(self) -> None:
-        """Find what is wrong before any long work starts.
-
-        Raises:
-            FusetuneError: If the data, the model, an argument, the number of members or
-                the disk does not fit.
-        """
-        recipe = self.recipe
-        self.source.check()
-        _ = self.device, self.precision, self.executor, self.tokenizer
-        _ = self.constraint
-        inner = recipe.search.objective.removeprefix("fused:")
-        for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
-            if method in RIVALS:
-                rivals.require(method)
-        splits = self.task.splits
-        if isinstance(self.task, OfModel):  # what does not fit the model shows in encoding
-            _ = self.train_data, self.encode("validation"), self.encode("test")
-        for note in self.task.notes:
-            self.display.warn(note)
-        size, kept = self._check_model()
-        for params in extremes(recipe):
-            settings = arguments.build(
-                self.folder.work,
-                self.training_arguments(params),
-                epochs=recipe.train.epochs,
-                seed=recipe.seed,
-                device=self.device.type,
-                precision=self.precision,
-            )
-            batch = settings.train_batch_size * settings.gradient_accumulation_steps
-            epoch_steps = math.ceil(len(splits["train"]) / batch)
-            total = (
-                settings.max_steps
-                if settings.max_steps > 0
-                else math.ceil(epoch_steps * recipe.train.epochs)
-            )
-            plan_steps(total, recipe.train.members_each, recipe.train.collect_from)
-        if self.folder.done("train") is None:
-            # Members, two checkpoints with optimiser state (3 x each), and the fused model.
-            copies = recipe.train.members + 6
-            if recipe.trains_in_trials:  # those of the trial that goes on, beside the best
-                copies += recipe.train.members_each
-            require_space(self.folder.path, copies * kept + size)
-
-    def _check_model(self) -> tuple[int, int]:
-        """Build the model once; bytes of its weights, and of what a member keeps of them."""
-        recipe = self.recipe
-        if recipe.model.lora is not None:
-            require_peft()
-        light = recipe.search.trials and recipe.model.lora is None
-        model = self.model_maker(recipe.search.variant if light else "full")()
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-        size = sum(nbytes for nbytes, _ in sizes)
-        if "otfusion" in recipe.fuse.rows:
-            plain = model if self.lora is None else self.base()
-            shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
-            find_blocks(plain.config.to_dict(), shapes)
-        trained = sum(nbytes for nbytes, trains in sizes if trains)
-        return size, size if self.lora is None else trained
-
-
-def default_name(data: str | Mapping[Any, str]) -> str:
-    """What a data set is called when the recipe does not say: its last word.
-
-    "nyu-mll/glue:cola" and "../data/cola" are both "cola"; of a mapping, the folder counts.
-    """
-    if isinstance(data, str):
-        return re.split(r"[/:\\]", data.rstrip("/"))[-1]
-    first = Path(next(iter(data.values()))).absolute()
-    return first.parent.name

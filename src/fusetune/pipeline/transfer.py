@@ -24,12 +24,14 @@ from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Loop
 from fusetune.optimization.telling import REASON
 from fusetune.pipeline.agreement import FILE, subject
+from fusetune.pipeline.checks import check
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar, Display, log_to
 from fusetune.pipeline.environment import package_version
 from fusetune.pipeline.search import _Evaluate, _parameters
 from fusetune.pipeline.space import distributions
-from fusetune.recipe import FuseSection, Recipe, SearchSection
+from fusetune.recipe import Recipe
+from fusetune.recipe_stages import FuseSection, SearchSection
 from fusetune.report.page import write
 from fusetune.report.transfer import Trained, agreement, misleads, page, sentence, to_json
 from fusetune.run import RunFolder
@@ -78,7 +80,7 @@ def transfer(
         context = Context(light, folder, display)
         try:
             with full_disk_is_an_error(out):
-                context.check()
+                check(context)
                 if force:
                     for name in (LIGHT, FULL):
                         context.loop().delete(name)

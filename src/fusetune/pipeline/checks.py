@@ -1,0 +1,78 @@
+"""What can be known to be wrong before any long work starts."""
+
+from __future__ import annotations
+
+import math
+
+from fusetune.members.blocks import find_blocks
+from fusetune.members.disk import require_space
+from fusetune.models.lora import require_peft
+from fusetune.optimization import RIVALS, rivals
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.space import extremes
+from fusetune.tasks.task import OfModel
+from fusetune.training import arguments
+from fusetune.training.collect import plan_steps
+
+
+def check(context: Context) -> None:
+    """Find what is wrong before any long work starts.
+
+    Raises:
+        FusetuneError: If the data, the model, an argument, the number of members or
+            the disk does not fit.
+    """
+    recipe = context.recipe
+    context.source.check()
+    _ = context.device, context.precision, context.executor, context.tokenizer
+    _ = context.constraint
+    inner = recipe.search.objective.removeprefix("fused:")
+    for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
+        if method in RIVALS:
+            rivals.require(method)
+    splits = context.task.splits
+    if isinstance(context.task, OfModel):  # what does not fit the model shows in encoding
+        _ = context.train_data, context.encode("validation"), context.encode("test")
+    for note in context.task.notes:
+        context.display.warn(note)
+    size, kept = _check_model(context)
+    for params in extremes(recipe):
+        settings = arguments.build(
+            context.folder.work,
+            context.training_arguments(params),
+            epochs=recipe.train.epochs,
+            seed=recipe.seed,
+            device=context.device.type,
+            precision=context.precision,
+        )
+        batch = settings.train_batch_size * settings.gradient_accumulation_steps
+        epoch_steps = math.ceil(len(splits["train"]) / batch)
+        total = (
+            settings.max_steps
+            if settings.max_steps > 0
+            else math.ceil(epoch_steps * recipe.train.epochs)
+        )
+        plan_steps(total, recipe.train.members_each, recipe.train.collect_from)
+    if context.folder.done("train") is None:
+        # Members, two checkpoints with optimiser state (3 x each), and the fused model.
+        copies = recipe.train.members + 6
+        if recipe.trains_in_trials:  # those of the trial that goes on, beside the best
+            copies += recipe.train.members_each
+        require_space(context.folder.path, copies * kept + size)
+
+
+def _check_model(context: Context) -> tuple[int, int]:
+    """Build the model once; bytes of its weights, and of what a member keeps of them."""
+    recipe = context.recipe
+    if recipe.model.lora is not None:
+        require_peft()
+    light = recipe.search.trials and recipe.model.lora is None
+    model = context.model_maker(recipe.search.variant if light else "full")()
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    size = sum(nbytes for nbytes, _ in sizes)
+    if "otfusion" in recipe.fuse.rows:
+        plain = model if context.lora is None else context.base()
+        shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
+        find_blocks(plain.config.to_dict(), shapes)
+    trained = sum(nbytes for nbytes, trains in sizes if trains)
+    return size, size if context.lora is None else trained
