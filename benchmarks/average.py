@@ -27,12 +27,24 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertForSequenceClassification
 
-from fusetune.members.average import ResidentAverage, StreamingAverage
+from fusetune.members.average import ResidentAverage
+from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
+
+OUT = "ours"  # beside the folder of the members
+
+WRITE = """
+import sys
+from pathlib import Path
+from fusetune.members.average import StreamingAverage
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.members.writer import write_average
-
-OUT = "ours"  # beside the folder of the members
+pool, out = MemberPool.open(sys.argv[1]), Path(sys.argv[2])
+weights = FusionWeights.normalised(range(1, len(pool) + 1))
+out.mkdir(exist_ok=True)
+write_average(StreamingAverage(pool, None), weights, out)
+"""  # a process of its own, as mergekit's command is
 
 
 def build(folder: Path, k: int, layers: int) -> MemberPool:
@@ -115,7 +127,7 @@ def files_to_file(k: int, layers: int, repeats: int, command: str) -> dict[str, 
         recipe = root / "linear.yaml"
         recipe.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
         theirs = [command, str(recipe), str(root / "theirs")]
-        ours = [sys.executable, "-m", "benchmarks.average", "--write", str(root / "members")]
+        ours = [sys.executable, "-c", WRITE, str(root / "members"), str(root / OUT)]
         seconds: dict[str, list[float]] = {"mergekit": [], "fusetune": []}
         for _ in range(repeats + 1):
             for name, run in (("mergekit", theirs), ("fusetune", ours)):
@@ -129,27 +141,14 @@ def files_to_file(k: int, layers: int, repeats: int, command: str) -> dict[str, 
     return {name: statistics.median(s[1:]) for name, s in seconds.items()}
 
 
-def write(folder: Path) -> None:
-    """Average the members of a folder, file to file."""
-    pool = MemberPool.open(folder)
-    weights = FusionWeights.normalised(range(1, len(pool) + 1))
-    out = folder.parent / OUT
-    out.mkdir(exist_ok=True)
-    write_average(StreamingAverage(pool, None), weights, out)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=15)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"))
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.write:
-        write(arguments.write)
-        return
     k, layers, repeats = arguments.members, arguments.layers, arguments.repeats
     found: dict[str, float | None] = {**measure(k, layers, repeats), "ratio_to_mergekit": None}
     if arguments.mergekit:

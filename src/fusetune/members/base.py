@@ -10,10 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.pytorch_utils import Conv1D
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter import PREFIX, AdapterMember
@@ -124,6 +121,8 @@ class Base:
 
     def transposed(self, module: str) -> bool:
         """Whether a module keeps its weight as `in x out`: GPT-2's Conv1D, embeddings."""
+        from transformers.pytorch_utils import Conv1D  # takes seconds: for adapters alone
+
         return isinstance(self.model.get_submodule(module), Conv1D | nn.Embedding)
 
     def keep(self, names: Iterable[str]) -> None:
@@ -187,6 +186,8 @@ def load_base(member: AdapterMember) -> nn.Module:
     Raises:
         MemberError: If no base model is named, or it cannot be loaded.
     """
+    import transformers  # takes seconds, and only adapters need it
+
     name, config = member.base_name, member.adapter
     if name is None:
         raise MemberError(
@@ -203,9 +204,10 @@ def load_base(member: AdapterMember) -> nn.Module:
         )
     labels = [member.tensors[member.whole[n]].shape[0] for n in HEADS if n in member.whole]
     options: dict[str, Any] = {"revision": r} if (r := config.get("revision")) else {}
+    options["use_safetensors"] = True  # nothing pickled without consent
     try:
         if member.config:
-            options["config"] = AutoConfig.from_pretrained(member.path)
+            options["config"] = transformers.AutoConfig.from_pretrained(member.path)
         elif labels and kind != "AutoModel":
             options["num_labels"] = labels[0]
         model: nn.Module = make.from_pretrained(name, **options)

@@ -8,9 +8,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from fusetune.errors import StageError
 from fusetune.members.adapter_export import ExportForm, write_adapter
@@ -25,6 +23,9 @@ from fusetune.members.disk import (
 from fusetune.members.points import OwnModel, Point, to_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.writer import write_average
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["FUSION", "ExportForm", "export", "model_card"]
 
