@@ -78,7 +78,7 @@ def test_what_is_recorded(recipe: Recipe, tmp_path: Path) -> None:
         assert row["fused"] >= row["best_member"]
     assert content["light_full"]["n"] == content["best_member_fused"]["n"] == 2
     assert content["misleads"] is False  # two λ are too few to say so
-    assert content["subject"]["variant"] == {"freeze_layers": 1}
+    assert content["subject"]["variant"]["freeze_layers"] == 1
     assert "So few as 2 λ say little" in content["sentence"] or "same" in content["sentence"]
     assert "Best member and fused model" in (tmp_path / "transfer.html").read_text()
     # Another recipe must not be mixed with this one; what does not matter may differ.
