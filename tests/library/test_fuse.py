@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def test_the_minimum_is_found_saved_and_reported(
     page = result.report(tmp_path / "report.html", title="A <plane>").read_text()
     assert "A &lt;plane&gt;" in page
     assert "step-000005" in page
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", page)
 
 
 def test_other_points_of_the_front(fuse: Callable[..., fusetune.Fused]) -> None:

@@ -34,7 +34,7 @@ def record_of(result: Fused, title: str) -> RunRecord:
             "primary": names[min(1, len(names) - 1)],
             "members": len(result.pool),
             "chosen": result.chosen,
-            "methods": {name: _entry(c, result) for name, c in result.methods.items()},
+            "methods": {n: _entry(n, c, result) for n, c in result.methods.items()},
             "comparison": {},
         },
         objectives=result.objectives,
@@ -43,16 +43,18 @@ def record_of(result: Fused, title: str) -> RunRecord:
         hypervolume=_hypervolume(result),
         cost={"fuse": {"seconds": result.seconds}},
         notes=result.notes,
-        created=datetime.now(UTC).strftime("%values-%m-%d %H:%M UTC"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def _entry(candidate: Candidate, result: Fused) -> dict[str, Any]:
+def _entry(name: str, candidate: Candidate, result: Fused) -> dict[str, Any]:
+    alone = {"finetune": len(result.pool), "swa": 1}  # what the row would have cost by itself
+    evaluations = alone.get(name, len(result.candidates))
     return {
         "validation": {n: {"value": v} for n, v in candidate.values.items()},
         "test": {},
-        "evaluations": len(result.candidates),
-        "seconds": result.seconds,
+        "evaluations": evaluations,
+        "seconds": result.seconds * evaluations / len(result.candidates),
         "weights": list(candidate.weights.values),
     }
 
