@@ -6,11 +6,13 @@ Nothing heavy is imported before a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fusetune.cli_errors import errors
+from fusetune.cli_fuse import add_to as add_fuse
+from fusetune.cli_fuse import next_lines
 from fusetune.cli_options import (
     Force,
     Out,
@@ -20,12 +22,10 @@ from fusetune.cli_options import (
     Source,
     Verbose,
     recipe_and_folder,
+    run_stages,
 )
 from fusetune.cli_studies import add_to
 from fusetune.errors import FusetuneError
-
-if TYPE_CHECKING:
-    from fusetune.recipe import Recipe
 
 app = typer.Typer(
     name="fusetune",
@@ -55,7 +55,7 @@ def demo(
         from fusetune.demo import demo_recipe
 
         recipe = demo_recipe(out, overrides or ())
-        _stages(recipe, out, None, force=force, quiet=quiet, verbose=verbose)
+        run_stages(recipe, out, None, force=force, quiet=quiet, verbose=verbose)
 
 
 def _add_stage(name: str, stage: str | None, summary: str) -> None:
@@ -79,10 +79,12 @@ for _name, _which, _summary in (
     ("run", None, "Search, train, fuse and report; run again to go on after an interruption."),
     ("search", "search", "Search the fine-tuning hyper-parameters only."),
     ("train", "train", "Train with the hyper-parameters found, and collect the members."),
-    ("fuse", "fuse", "Search the fusion weights of the members; write the fused model."),
-    ("report", "report", "Evaluate on the test split; write results.json and report.html."),
 ):
     _add_stage(_name, _which, _summary)
+add_fuse(app)
+_add_stage(
+    "report", "report", "Evaluate on the test split; write results.json and report.html."
+)
 
 
 @app.command()
@@ -163,6 +165,8 @@ def members(
         if not found.compatible:
             raise typer.Exit(2)
         console.print(f"These {len(found.members)} checkpoints can be fused.")
+        for line in next_lines(found.members):
+            typer.echo(line)
 
 
 @recipes.command("list")
@@ -211,7 +215,7 @@ def _stage(
         if print_recipe:
             typer.echo(recipe.to_yaml())
             return
-        _stages(recipe, out, stage, force=force, quiet=quiet, verbose=verbose)
+        run_stages(recipe, out, stage, force=force, quiet=quiet, verbose=verbose)
 
 
 def _numbers(text: str) -> list[int]:
@@ -221,18 +225,6 @@ def _numbers(text: str) -> list[int]:
         raise FusetuneError(
             f"--seeds must be whole numbers with commas between them; got {text!r}."
         ) from None
-
-
-def _stages(
-    recipe: Recipe, out: Path, stage: str | None, *, force: bool, quiet: bool, verbose: bool
-) -> None:
-    if not quiet:
-        typer.echo("fusetune: reading the data and the model …")
-    from fusetune.pipeline import run as run_pipeline
-    from fusetune.pipeline.display import Display
-
-    display = Display(quiet=quiet, verbose=verbose)
-    run_pipeline(recipe, out, stage=stage, force=force, display=display)
 
 
 def main() -> None:

@@ -50,3 +50,16 @@ def recipe_and_folder(
         return load(folder / "recipe.yaml", overrides or ()), out or folder
     path = find(source)
     return load(path, overrides or ()), out or Path("runs") / path.stem
+
+
+def run_stages(
+    recipe: Recipe, out: Path, stage: str | None, *, force: bool, quiet: bool, verbose: bool
+) -> None:
+    """Run all stages of a recipe, or one, and show how it goes."""
+    if not quiet:
+        typer.echo("fusetune: reading the data and the model …")
+    from fusetune.pipeline import run as run_pipeline
+    from fusetune.pipeline.display import Display
+
+    display = Display(quiet=quiet, verbose=verbose)
+    run_pipeline(recipe, out, stage=stage, force=force, display=display)

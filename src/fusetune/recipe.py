@@ -49,6 +49,7 @@ class Recipe(Section):
             *_unknown_arguments("search.space", self.search.space),
             *_objective_problems(self.search.objective),
             *_trajectory_problems(self),
+            *_checkpoint_problems(self),
             *lora_problems(
                 self.model,
                 self.search.variant,
@@ -113,6 +114,30 @@ def _trajectory_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "train.members: search.objective fuses the members of each trial, at least 2; "
             f"there is {train.members_each} per trajectory"
+        )
+    return problems
+
+
+def _checkpoint_problems(recipe: Recipe) -> list[str]:
+    """What of a recipe does not go together with members that exist already."""
+    if recipe.train.checkpoints is None:
+        return []
+    wrong = {
+        "search.trials": recipe.search.trials > 0,
+        "search.variant": recipe.search.variant != "full",
+        "train.arguments": bool(recipe.train.arguments),
+        "train.trajectories": recipe.train.trajectories.count > 1,
+    }
+    problems = [
+        f"train.checkpoints: nothing is trained, so that {key} has no meaning"
+        + ("; set it to 0" if key == "search.trials" else "; leave it out")
+        for key, found in wrong.items()
+        if found
+    ]
+    if "model_stock" in recipe.fuse.rows:
+        problems.append(
+            "fuse.methods: model_stock needs the model that the training began with, head "
+            "included, which train.checkpoints do not tell"
         )
     return problems
 

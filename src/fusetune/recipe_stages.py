@@ -68,6 +68,11 @@ class Trajectories(Section):
 class TrainSection(Section):
     """The training run, or runs, whose checkpoints become the members."""
 
+    checkpoints: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Existing checkpoints, folders or patterns, in the place of a training.",
+    )
     epochs: float = Field(3.0, gt=0)
     members: int = Field(15, ge=2, description="In all, over every trajectory.")
     trajectories: Trajectories = Field(default_factory=Trajectories)
@@ -77,6 +82,11 @@ class TrainSection(Section):
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."
     )
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("trajectories", mode="before")
     @classmethod

@@ -44,6 +44,21 @@ def three(labels: list[Any]) -> dict[str, dict[str, list[Any]]]:
 # ---------------------------------------------------------------- labels
 
 
+def test_given_labels_take_the_place_of_those_of_train(folder: Write) -> None:
+    data = {name: columns(["yes", "no", "no"]) for name in ("validation", "test")}
+    splitting = Splitting(trains=False)
+    task = classification(folder(**data), labels=["yes", "maybe", "no"], splitting=splitting)
+    assert task.label_names == ("yes", "maybe", "no")
+    assert list(task.splits) == ["validation", "test"]
+    assert task.splits["test"].labels.tolist() == [0, 2, 2]
+    with pytest.raises(DataError, match=r"labels that the model lacks: 'no'.*labels has 'yes'"):
+        _ = classification(folder(**data), labels=["yes", "on"], splitting=splitting).splits
+    with pytest.raises(DataError, match=r"Without a train split .*task\.options\.labels"):
+        _ = classification(folder(**data), splitting=splitting).splits
+    with pytest.raises(RecipeError, match="two or more different names"):
+        classification(folder(**data), labels=["yes", "yes"])
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "ids"),
     [

@@ -31,6 +31,7 @@ from fusetune.tasks import find, teacher_forcing
 from fusetune.tasks.answers import EXAMPLE, AnswerEncoder
 from fusetune.tasks.decoding import Decoding, before, generate
 from fusetune.tasks.generation import Generation
+from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import SIZE
 
 CPU = torch.device("cpu")
@@ -437,3 +438,26 @@ def test_answers_are_tokenised_as_they_stand_behind_the_prompt(
     assert spaced["input_ids"] == whole
     assert dataclasses.asdict(encoder)["cut_prompts"] == 0
     assert tokenizer.decode(closed["input_ids"]) == "thecat</s>"
+
+
+def test_values_of_test_do_not_need_a_train_split(
+    tokenizer: PreTrainedTokenizerFast, folder: Callable[..., str]
+) -> None:
+    columns = {"question": QUESTIONS, "answer": ANSWERS}
+    other = {"question": QUESTIONS[::-1], "answer": ANSWERS[::-1]}
+    data = folder(train=columns, validation=columns, test=other)
+    files = {name: f"{data}/{name}.parquet" for name in ("validation", "test")}
+    given: dict[str, Any] = {
+        "prompt": "say: {{ question }} -> ",
+        "reference": "answer",
+        "metrics": ["f1", "bleu"],
+        "generation": {"max_new_tokens": 6},
+    }
+    model, found = model_of("llama", tokenizer), []
+    for task in (
+        Generation("made", data, **given),
+        Generation("made", files, splitting=Splitting(trains=False), **given),
+    ):
+        rows = encoded(task, "llama", tokenizer, "test")
+        found.append(Scorer(task, rows, task.collate(tokenizer), CPU)(model).values)
+    assert found[0] == found[1]

@@ -13,6 +13,7 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.tasks import find
 from fusetune.tasks.span_qa import SpanQuestionAnswering
 from fusetune.tasks.spans import PLACES, best_span, windows
+from fusetune.tasks.splitting import Splitting
 
 CPU = torch.device("cpu")
 CONTEXTS = [" ".join(f"w{i}" for i in range(n, n + 24)) for n in (0, 5, 10)]
@@ -164,3 +165,26 @@ def test_rules_and_bad_data(
         made(text=["question"])
     with pytest.raises(RecipeError, match="have no room for the context"):
         made(stride=12).encode("train", tokenizer, None)
+
+
+def test_values_of_test_do_not_need_a_train_split(
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Callable[..., str],
+    model: BertForQuestionAnswering,
+) -> None:
+    given = {"text": ["question", "context"], "label": "a", "metrics": ["f1"], "stride": 3}
+    other = rows((0, "w3 w4"), (1, "w20"), None)
+    data = folder(train=ROWS, validation=ROWS, test=other)
+    files = {name: f"{data}/{name}.parquet" for name in ("validation", "test")}
+    found = []
+    for task in (
+        SpanQuestionAnswering("made", data, **given),
+        SpanQuestionAnswering("made", files, splitting=Splitting(trains=False), **given),
+    ):
+        _ = task.encode("validation", tokenizer, None)
+        encoded = task.encode("test", tokenizer, None)
+        found.append(Scorer(task, encoded, task.collate(tokenizer), CPU)(model))
+    assert found[0].values == found[1].values
+    assert found[0].outputs is not None
+    assert found[1].outputs is not None
+    assert found[0].outputs.texts == found[1].outputs.texts

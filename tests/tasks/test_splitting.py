@@ -7,7 +7,7 @@ import pytest
 
 from fusetune.errors import DataError
 from fusetune.tasks.data import read
-from fusetune.tasks.splitting import Splitting, shared_texts
+from fusetune.tasks.splitting import Splitting, rows_before, shared_texts
 
 
 def rows(**sizes: int) -> dict[str, datasets.Dataset]:
@@ -109,3 +109,24 @@ def test_shared_texts_are_counted() -> None:
         "1 of 1 test texts also stand in validation.",
     )
     assert shared_texts({"train": [a], "validation": [b], "test": [c]}) == ()
+
+
+def test_without_training_the_train_split_may_be_absent() -> None:
+    parts = Splitting(halve="validation", trains=False).apply(rows(validation=5))
+    assert {name: len(part.rows) for name, part in parts.items()} == {
+        "validation": 2,
+        "test": 3,
+    }
+    assert rows_before({name: part.rows for name, part in parts.items()}, "test") == 2
+    assert list(Splitting(trains=False).apply(rows(train=1, validation=1, test=1))) == [
+        "train",
+        "validation",
+        "test",
+    ]
+    with pytest.raises(DataError, match="There is no train split"):
+        Splitting().apply(rows(validation=5, test=5))
+    with pytest.raises(DataError, match="no train split to hold out 2 rows from"):
+        Splitting(hold_out=2, trains=False).apply(rows(validation=5))
+    assert shared_texts({"validation": [("a",), ("b",)], "test": [("b",)]}) == (
+        "1 of 1 test texts also stand in validation.",
+    )

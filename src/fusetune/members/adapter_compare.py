@@ -42,6 +42,13 @@ def adapter_errors(members: Sequence[Member]) -> list[MemberError]:
     return errors
 
 
+def fits(first: Member, second: Member) -> bool:
+    """Whether two members are adapters that can be averaged with one another."""
+    if not isinstance(first, AdapterMember) or not isinstance(second, AdapterMember):
+        return False
+    return not _differences(first, second)
+
+
 def _differences(first: AdapterMember, other: AdapterMember) -> list[str]:
     found = []
     if first.base_digest and other.base_digest:

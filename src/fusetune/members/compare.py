@@ -34,9 +34,9 @@ def differences(members: Sequence[Member]) -> tuple[Member, dict[Path, tuple[str
     Returns:
         The reference, and folder → differences for each member that differs.
     """
-    kinds = [_kind(member) for member in members]
+    kinds = [kind(member) for member in members]
     counts = Counter(kinds)
-    reference = members[kinds.index(max(kinds, key=lambda kind: counts[kind]))]
+    reference = members[kinds.index(max(kinds, key=lambda one: counts[one]))]
     found = {m.path: tuple(_compare(reference, m)) for m in members}
     return reference, {path: lines for path, lines in found.items() if lines}
 
@@ -59,7 +59,8 @@ def _count(items: Sequence[str]) -> str:
     return f"{len(items)} difference{'s' if len(items) > 1 else ''} (there != here)."
 
 
-def _kind(member: Member) -> tuple[Any, ...]:
+def kind(member: Member) -> tuple[Any, ...]:
+    """What whole models must have in common to be averaged; equal or not."""
     tensors = tuple((n, t.dtype, t.shape) for n, t in member.tensors.items())
     return tensors, tuple(repr(config_value(member.config, key)) for key in SETTINGS)
 

@@ -8,6 +8,7 @@ from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
 from fusetune.models.lora import require_peft
 from fusetune.optimization import RIVALS, rivals
+from fusetune.pipeline import existing
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import extremes
 from fusetune.tasks.task import OfModel
@@ -30,12 +31,31 @@ def check(context: Context) -> None:
     for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
         if method in RIVALS:
             rivals.require(method)
-    splits = context.task.splits
+    trains = recipe.train.checkpoints is None
+    if not trains:
+        existing.check(context)
     if isinstance(context.task, OfModel):  # what does not fit the model shows in encoding
-        _ = context.train_data, context.encode("validation"), context.encode("test")
+        for split in context.task.splits:
+            _ = context.train_data if split == "train" else context.encode(split)
     for note in context.task.notes:
         context.display.warn(note)
     size, kept = _check_model(context)
+    if trains:
+        _check_training(context, size, kept)
+    elif context.folder.done("fuse") is None:
+        require_space(context.folder.path, size)
+
+
+def _check_training(context: Context, size: int, kept: int) -> None:
+    """The arguments and steps of every training that may come, and the disk.
+
+    Args:
+        context: Of a run that trains.
+        size: Bytes of the model's weights.
+        kept: Bytes of what a member keeps of them.
+    """
+    recipe = context.recipe
+    rows = len(context.task.splits["train"])
     for params in extremes(recipe):
         settings = arguments.build(
             context.folder.work,
@@ -46,7 +66,7 @@ def check(context: Context) -> None:
             precision=context.precision,
         )
         batch = settings.train_batch_size * settings.gradient_accumulation_steps
-        epoch_steps = math.ceil(len(splits["train"]) / batch)
+        epoch_steps = math.ceil(rows / batch)
         total = (
             settings.max_steps
             if settings.max_steps > 0
@@ -66,12 +86,14 @@ def _check_model(context: Context) -> tuple[int, int]:
     recipe = context.recipe
     if recipe.model.lora is not None:
         require_peft()
+    exist = recipe.train.checkpoints is not None
     light = recipe.search.trials and recipe.model.lora is None
-    model = context.model_maker(recipe.search.variant if light else "full")()
+    make = context.model_maker(recipe.search.variant if light else "full")
+    model = context.base() if exist else make()
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     size = sum(nbytes for nbytes, _ in sizes)
     if "otfusion" in recipe.fuse.rows:
-        plain = model if context.lora is None else context.base()
+        plain = model if context.lora is None or exist else context.base()
         shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
         find_blocks(plain.config.to_dict(), shapes)
     trained = sum(nbytes for nbytes, trains in sizes if trains)

@@ -11,6 +11,7 @@ import torch
 from optuna.trial import FrozenTrial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from fusetune.errors import DataError
 from fusetune.evaluation.racing import StagedScorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
@@ -28,7 +29,7 @@ from fusetune.pipeline.make_task import make_task
 from fusetune.pipeline.shared import SharedTrainings
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
-from fusetune.tasks.task import Collate, Encoded, OfModel, SplitName, Task
+from fusetune.tasks.task import Collate, Encoded, OfModel, Split, SplitName, Task
 
 
 class Context:
@@ -58,7 +59,8 @@ class Context:
     @cached_property
     def task(self) -> Task:
         """The task with its data read and checked."""
-        return make_task(self.recipe.task, self.recipe.seed)
+        trains = self.recipe.train.checkpoints is None
+        return make_task(self.recipe.task, self.recipe.seed, trains=trains)
 
     @cached_property
     def source(self) -> ModelSource:
@@ -79,7 +81,7 @@ class Context:
 
     def _training_texts(self) -> Iterator[str]:
         """All texts of the training split, answers included."""
-        split = self.task.splits["train"]
+        split = self._split("train")
         for texts, label in zip(split.texts, split.labels, strict=True):
             yield from texts
             if isinstance(label, tuple):
@@ -160,10 +162,21 @@ class Context:
             self.executor.close()
 
     def encode(self, split: SplitName) -> Encoded:
-        """A tokenised split."""
+        """A tokenised split.
+
+        Raises:
+            DataError: If there is no such split; train may be absent where nothing trains.
+        """
+        _ = self._split(split)
         if isinstance(self.task, OfModel):
             self.task.configure(self.source.config())
         return self.task.encode(split, self.tokenizer, self.recipe.model.max_length)
+
+    def _split(self, name: SplitName) -> Split:
+        splits = self.task.splits
+        if name not in splits:
+            raise DataError(f"There is no {name} split; the data set has {', '.join(splits)}.")
+        return splits[name]
 
     @cached_property
     def train_data(self) -> Encoded:

@@ -246,9 +246,16 @@ def card_text(
     )
 
 
-def base_model(context: Context) -> str:
-    """The hub id of the pretrained model where it is known, else its folder."""
+def base_model(context: Context) -> str | None:
+    """The hub id of the pretrained model where it is known, else its folder.
+
+    None where that folder is of one of the members, which exist already: nothing tells then
+    what they were trained from.
+    """
     name = context.recipe.model.name
+    members = map(Path, (context.folder.done("train") or {}).get("paths", ()))
+    if any(path.is_relative_to(Path(name).resolve()) for path in members):
+        return None
     return PACKAGED[name].hub_id if name in PACKAGED else name
 
 

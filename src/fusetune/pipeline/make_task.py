@@ -15,12 +15,13 @@ from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import Task
 
 
-def make_task(section: TaskSection, seed: int) -> Task:
+def make_task(section: TaskSection, seed: int, *, trains: bool = True) -> Task:
     """The task, whose data are not read yet.
 
     Args:
         section: Of the recipe.
         seed: Of the shuffle that makes splits, where the section has none of its own.
+        trains: Whether there has to be a train split.
 
     Raises:
         RecipeError: If the kind is unknown, or takes other arguments.
@@ -30,6 +31,7 @@ def make_task(section: TaskSection, seed: int) -> Task:
         halve=split.halve if split else None,
         hold_out=split.hold_out if split else None,
         seed=seed if split is None or split.seed is None else split.seed,
+        trains=trains,
     )
     make = find_task(section.kind)
     parameters = set(inspect.signature(make).parameters)

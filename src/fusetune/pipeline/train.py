@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from fusetune.errors import NoResultError, StageError
 from fusetune.members.disk import write_json
+from fusetune.pipeline import existing
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrials
@@ -26,13 +27,19 @@ from fusetune.training.watch import DivergedError, ProgressReporter
 def train(context: Context) -> dict[str, Any]:
     """Train in full and collect the members; returns the stage's record.
 
-    A trajectory that the search has trained already is taken over from it.
+    With `train.checkpoints` nothing is trained: the record says where the members are. A
+    trajectory that the search has trained already is taken over from it.
 
     Raises:
         NoResultError: If the training diverges.
         StageError: If the search is not complete, or the trajectories do not fit together.
     """
     folder, recipe = context.folder, context.recipe
+    if recipe.train.checkpoints is not None:
+        record = existing.record(context)
+        folder.finish("train", record)
+        context.display.say(f"train: {len(record['members'])} checkpoints that exist already")
+        return record
     found = folder.done("search")
     if found is None:
         raise StageError(

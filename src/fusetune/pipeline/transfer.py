@@ -96,6 +96,8 @@ def transfer(
 def _light(recipe: Recipe) -> Recipe:
     """What a comparison depends on; everything else at its default."""
     search, train = recipe.search, recipe.train
+    if train.checkpoints is not None:
+        raise RecipeError("A transfer trains; this recipe takes checkpoints that exist.")
     if isinstance(search.variant, str):
         raise RecipeError(
             "A transfer compares a light variant with the full model, but search.variant is "

@@ -21,6 +21,7 @@ from fusetune.members.averaging_plan import AveragingPlan, Form, choose
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
+from fusetune.pipeline.existing import open_recorded
 from fusetune.tasks.task import SplitName
 
 
@@ -113,9 +114,14 @@ def open_members(context: Context) -> Workbench:
 
     Raises:
         RunError: If they are not the ones that the training recorded.
+        MemberError: If they are checkpoints from elsewhere, and one is gone or has changed.
     """
     folder = context.folder
-    recorded = (folder.done("train") or {}).get("members", [])
+    record = folder.done("train") or {}
+    if "paths" in record:
+        pool = open_recorded(record, context.base)
+        return Workbench(pool, context, folder.evaluations, context.recipe.fuse.compile)
+    recorded = record.get("members", [])
     pool = open_pool(context, folder.members)
     if list(pool.names) != recorded:
         raise RunError(

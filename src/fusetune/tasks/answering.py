@@ -35,11 +35,11 @@ from fusetune.tasks.answers import (
     AnswerEncoder,
     positions,
 )
-from fusetune.tasks.data import SPLITS, read
+from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
 from fusetune.tasks.encoding import mixed
 from fusetune.tasks.examples import Reading
-from fusetune.tasks.splitting import Splitting, shared_texts
+from fusetune.tasks.splitting import Splitting, rows_before, shared_texts
 from fusetune.tasks.task import Batch, Collate, Encoded, Outputs, Split, SplitName
 from fusetune.tasks.teacher_forcing import IGNORED
 from fusetune.tasks.text_metrics import TextMetric
@@ -133,7 +133,8 @@ class AnsweringTask(ABC):
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], tuple[str, ...]]:
-        rows = read(self.data, base=self._base, text=sorted(self._examples.columns))
+        columns, trains = sorted(self._examples.columns), self._splitting.trains
+        rows = read(self.data, base=self._base, text=columns, train=trains)
         return self._examples.splits(self._splitting.apply(rows))
 
     @functools.cached_property
@@ -143,7 +144,7 @@ class AnsweringTask(ABC):
     @functools.cached_property
     def _references(self) -> list[tuple[str, ...]]:
         """What metrics compare with, of all examples, split after split."""
-        return [golds for name in SPLITS for golds in self._golds(name)]
+        return [golds for name in self.splits for golds in self._golds(name)]
 
     @property
     def _seq2seq(self) -> bool:
@@ -204,7 +205,7 @@ class AnsweringTask(ABC):
         digest = mixed(digest, [_hashed(feature) for feature in features])
         if not generating:
             return Encoded(tuple(features), rows.labels, digest)
-        first = sum(len(self.splits[name]) for name in SPLITS[: SPLITS.index(split)])
+        first = rows_before(self.splits, split)
         numbered = tuple({**f, EXAMPLE: first + i} for i, f in enumerate(features))
         return Encoded(numbered, rows.labels, digest, self._budget)
 

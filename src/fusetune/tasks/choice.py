@@ -15,7 +15,6 @@ from fusetune.errors import RecipeError
 from fusetune.tasks.answering import AnsweringTask, Features, require_one_of
 from fusetune.tasks.answers import EXAMPLE, AnswerEncoder, TooLong
 from fusetune.tasks.choices import Choices
-from fusetune.tasks.data import SPLITS
 from fusetune.tasks.prompts import PromptTemplate
 from fusetune.tasks.ranking import OPTIONS, option_log_probs
 from fusetune.tasks.resampling import Floats, ratio
@@ -122,7 +121,7 @@ class MultipleChoice(AnsweringTask):
     def _golds(self, split: SplitName) -> list[tuple[str, ...]]:
         """The right option, and the question's group behind it."""
         labels, groups = self.splits[split].labels, self._choices.groups[split]
-        known = sorted({g for name in SPLITS for g in self._choices.groups[name]})
+        known = sorted({g for name in self.splits for g in self._choices.groups[name]})
         if len(known) > MOST_GROUPS:
             raise RecipeError(
                 f"task.options.group has {len(known)} values; at most {MOST_GROUPS} make sense."
@@ -149,8 +148,7 @@ class MultipleChoice(AnsweringTask):
     @functools.cached_property
     def _options(self) -> list[tuple[str, ...]]:
         """Of all questions, split after split."""
-        _ = self.splits
-        return [row for name in SPLITS for row in self._choices.texts[name]]
+        return [row for name in self.splits for row in self._choices.texts[name]]
 
 
 def _metric(name: str, group: str | None) -> TextMetric:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from fusetune.errors import DataError
+from fusetune.errors import DataError, RecipeError
 from fusetune.tasks import metrics as registry
 from fusetune.tasks.splitting import Part, Splitting
 from fusetune.tasks.task import SplitName, Task
@@ -26,15 +26,21 @@ UNLABELLED = "-1"
 class SequenceClassification(TextTask):
     """One of two or more labels per row; cross entropy.
 
-    Labels may be strings, integers, booleans or `datasets.ClassLabel`. Class ids follow the
-    names of a `ClassLabel`, else the labels that train has, sorted (numbers as numbers). A
-    label is known by its name alone: 1, "1" and 1.0 are one label.
+    Labels may be strings, integers, booleans or `datasets.ClassLabel`. Class ids follow
+    `labels` where they are given, else the names of a `ClassLabel`, else the labels that train
+    has, sorted (numbers as numbers). A label is known by its name alone: 1, "1" and 1.0 are
+    one label.
 
     A split in which every label is -1 (GLUE's test splits) or missing counts as unlabelled,
     which is an error in a split that is used, unless -1 is one of the labels of train.
 
     Args:
         positive: The label that `f1` and `soft_f1` are about; class id 1 by default.
+        labels: The name of each class id, as a finished model has them; those of train by
+            default, which are needed where there is no train split.
+
+    Raises:
+        RecipeError: Also if `labels` are not two or more different names.
     """
 
     kind = registry.CLASSIFICATION
@@ -51,12 +57,18 @@ class SequenceClassification(TextTask):
         splitting: Splitting | None = None,
         base: Path | None = None,
         positive: str | int | bool | None = None,
+        labels: Sequence[str | int | bool] | None = None,
     ) -> None:
         super().__init__(
             name, data, text=text, label=label, metrics=metrics, splitting=splitting, base=base
         )
         self._positive = positive
         self._names: tuple[str, ...] = ()
+        self._given = None if labels is None else tuple(map(canonical, labels))
+        if self._given is not None and len(set(self._given)) < max(2, len(self._given)):
+            raise RecipeError(
+                f"task.options.labels are two or more different names; got {labels!r}."
+            )
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -82,7 +94,12 @@ class SequenceClassification(TextTask):
 
     def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, NDArray[Any]]:
         named = {split: self._read_names(split, part) for split, part in parts.items()}
-        known = set(named["train"])
+        if self._given is None and "train" not in named:
+            raise DataError(
+                "Without a train split nothing says which label has which class id.",
+                hint="Set task.options.labels to the names in the order of the class ids.",
+            )
+        known: set[str | None] = set(named["train"] if self._given is None else self._given)
         for split, names in named.items():
             trivial = set(names) <= {None, UNLABELLED}
             if trivial and not (UNLABELLED in known and len(known) > 1):
@@ -90,8 +107,12 @@ class SequenceClassification(TextTask):
             if None in names:
                 where = parts[split].where(names.index(None))
                 raise DataError(f"The label {self.label!r} is missing in {where}.")
-        self._names = _class_names(parts["train"].rows.features[self.label], named["train"])
-        self._check_names(parts, named)
+        if self._given is None:
+            feature = parts["train"].rows.features[self.label]
+            self._names = _class_names(feature, named["train"])
+        else:
+            self._names = self._given
+        self._check_names(parts, named, known)
         self._use_positive()
         ids = {name: i for i, name in enumerate(self._names)}
         return {
@@ -113,23 +134,28 @@ class SequenceClassification(TextTask):
         self,
         parts: Mapping[SplitName, Part],
         named: Mapping[SplitName, Sequence[str | None]],
+        known: set[str | None],
     ) -> None:
-        train = Counter(named["train"])
-        if len(train) < 2:
+        if len(known) < 2:
             raise DataError(
                 f"Classification needs two or more labels; {self.label!r} is "
-                f"{next(iter(train))!r} in all {len(named['train']):,} rows of train."
+                f"{next(iter(known))!r} in all {len(named['train']):,} rows of train."
             )
+        lacking, of_them = (
+            ("train lacks", "Train has")
+            if self._given is None
+            else ("the model lacks", "task.options.labels has")
+        )
         for split, names in named.items():
-            strange = Counter(name for name in names if name not in train)
+            strange = Counter(name for name in names if name not in known)
             if strange:
                 listed = ", ".join(
                     f"{name!r} ({n:,} rows)" for name, n in strange.most_common(10)
                 )
                 first = next(i for i, name in enumerate(names) if name in strange)
                 raise DataError(
-                    f"The {split} split has labels that train lacks: {listed}, first in "
-                    f"{parts[split].where(first)}. Train has "
+                    f"The {split} split has labels that {lacking}: {listed}, first in "
+                    f"{parts[split].where(first)}. {of_them} "
                     f"{', '.join(map(repr, self._names[:20]))}."
                 )
 
@@ -144,7 +170,7 @@ class SequenceClassification(TextTask):
                 f"{len(self._names)}.",
                 hint="Use macro_f1.",
             )
-        name = self._names[1] if self._positive is None else _canonical(self._positive)
+        name = self._names[1] if self._positive is None else canonical(self._positive)
         if name not in self._names:
             raise DataError(
                 f"The positive label {self._positive!r} is not in the data, which has "
@@ -200,7 +226,7 @@ def _class_names(feature: Any, names: Sequence[str | None]) -> tuple[str, ...]:
         return tuple(sorted(distinct))
 
 
-def _canonical(value: str | int | float | bool) -> str:
+def canonical(value: str | int | float | bool) -> str:
     """The name by which a label is known, whatever its type in the file."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -220,7 +246,7 @@ def _name(value: Any, label: str, part: Part, row: int) -> str | None:
             f"Labels are strings or whole numbers; {label!r} is a {type(value).__name__} in "
             f"{part.where(row)}."
         )
-    return _canonical(value)
+    return canonical(value)
 
 
 def _number(value: Any, label: str, part: Part, row: int) -> float:

@@ -37,7 +37,11 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/:]+)?")
 
 
 def read(
-    data: str | Mapping[str, str], *, base: Path | None = None, text: Sequence[str] = ()
+    data: str | Mapping[str, str],
+    *,
+    base: Path | None = None,
+    text: Sequence[str] = (),
+    train: bool = True,
 ) -> dict[SplitName, datasets.Dataset]:
     """The rows of every split that is there, as they stand in the source.
 
@@ -48,20 +52,21 @@ def read(
         base: Folder that relative paths start from; the working directory by default.
         text: Columns that stay text where the format itself does not say so (CSV, TSV: a
             column that holds only numbers would be read as numbers).
+        train: Whether there has to be a train split.
 
     Returns:
-        One data set per split, `train` among them, none of them empty.
+        One data set per split, none of them empty; `train` among them if it has to be.
 
     Raises:
         DataError: If a file or folder is missing, unreadable or empty, if there is no train
-            split, or if the hub cannot give the data set.
+            split and has to be one, or if the hub cannot give the data set.
     """
     start = base or Path()
     if not isinstance(data, str):
-        return _read_files(_mapped_files(data, start), text, "The mapping of data")
+        return _read_files(_mapped_files(data, start), text, "The mapping of data", train)
     path = start / Path(data).expanduser()
     if path.is_dir():
-        return _read_files(_folder_files(path), text, str(path))
+        return _read_files(_folder_files(path), text, str(path), train)
     if path.is_file():
         raise DataError(
             f"{path} is one file, and a data set needs a file for each split.",
@@ -69,7 +74,7 @@ def read(
         )
     if _looks_local(data, start):
         raise DataError(f"The folder {path} does not exist.", hint=LAYOUT_HINT)
-    return _read_hub(data)
+    return _read_hub(data, train)
 
 
 def _looks_local(data: str, start: Path) -> bool:
@@ -122,11 +127,12 @@ def _folder_files(folder: Path) -> dict[SplitName, list[Path]]:
 
 
 def _read_files(
-    files: Mapping[SplitName, Sequence[Path]], text: Sequence[str], where: str
+    files: Mapping[SplitName, Sequence[Path]], text: Sequence[str], where: str, train: bool
 ) -> dict[SplitName, datasets.Dataset]:
-    if "train" not in files:
+    if not files or (train and "train" not in files):
         there = ", ".join(f"{s}: {p[0].name}" for s, p in files.items()) or "no split's file"
-        raise DataError(f"{where} has no train split ({there}).", hint=LAYOUT_HINT)
+        wanted = "train split" if train else "split"
+        raise DataError(f"{where} has no {wanted} ({there}).", hint=LAYOUT_HINT)
     rows = {}
     for split in SPLITS:
         if split in files:
@@ -150,7 +156,7 @@ def _dataset(
     return datasets.Dataset(table)
 
 
-def _read_hub(data: str) -> dict[SplitName, datasets.Dataset]:
+def _read_hub(data: str, train: bool) -> dict[SplitName, datasets.Dataset]:
     path, _, config = data.partition(":")
     try:
         loaded = _load_hub(path, config or None)
@@ -166,7 +172,7 @@ def _read_hub(data: str) -> dict[SplitName, datasets.Dataset]:
     for name, split in loaded.items():
         if name in ALIASES:
             rows.setdefault(ALIASES[name], split)
-    if "train" not in rows:
+    if not rows or (train and "train" not in rows):
         raise DataError(f"{data} has no train split; it has {', '.join(loaded)}.")
     for name, split in rows.items():
         if len(split) == 0:

@@ -17,13 +17,13 @@ from fusetune.errors import DataError, RecipeError
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, spans, text_metrics
 from fusetune.tasks.answers import EXAMPLE, UNLIMITED
-from fusetune.tasks.data import SPLITS, read
+from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
 from fusetune.tasks.encoding import mixed
 from fusetune.tasks.examples import split_of
 from fusetune.tasks.prompts import require_columns
 from fusetune.tasks.spans import PLACES, WindowCollator
-from fusetune.tasks.splitting import Part, Splitting, shared_texts
+from fusetune.tasks.splitting import Part, Splitting, rows_before, shared_texts
 from fusetune.tasks.task import SIZE, Batch, Collate, Encoded, Outputs, Split, SplitName, Task
 
 SEPARATOR = "\n"  # between question and context in a split's text
@@ -47,7 +47,7 @@ class SpanQuestionAnswering:
         stride: Tokens that neighbouring windows share.
         most_tokens: Of an answer.
         threshold: How much better no answer must score than the best span; it is never given
-            where every training question has an answer.
+            where every training question (without them, of validation) has an answer.
 
     Raises:
         RecipeError: If an argument makes no sense. What is wrong with the data shows when
@@ -101,7 +101,8 @@ class SpanQuestionAnswering:
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], dict[SplitName, list[int | None]]]:
-        rows = read(self.data, base=self._base, text=self._text)
+        trains = self._splitting.trains
+        rows = read(self.data, base=self._base, text=self._text, train=trains)
         found: dict[SplitName, Split] = {}
         starts: dict[SplitName, list[int | None]] = {}
         for name, part in self._splitting.apply(rows).items():
@@ -174,7 +175,7 @@ class SpanQuestionAnswering:
         if split == "train":
             labels = np.repeat(rows.labels, [len(some) for some in each])
             return Encoded(tuple(flat), labels, digest)
-        first = sum(len(self.splits[name]) for name in SPLITS[: SPLITS.index(split)])
+        first = rows_before(self.splits, split)
         features = []
         for i, (some, parts) in enumerate(zip(each, found, strict=True)):
             self._offsets[first + i] = [window.offsets for window in parts]
@@ -236,16 +237,17 @@ class SpanQuestionAnswering:
 
     @functools.cached_property
     def _unanswerable(self) -> bool:
-        """Whether training has questions without an answer."""
-        return any(not golds for golds in self.splits["train"].labels)
+        """Whether training has questions without an answer; without it, validation."""
+        rows = self.splits.get("train", self.splits["validation"])
+        return any(not golds for golds in rows.labels)
 
     @functools.cached_property
     def _references(self) -> list[tuple[str, ...]]:
-        return [golds for name in SPLITS for golds in self.splits[name].labels]
+        return [golds for rows in self.splits.values() for golds in rows.labels]
 
     @functools.cached_property
     def _contexts(self) -> list[str]:
-        return [context for name in SPLITS for _, context in self.splits[name].texts]
+        return [context for rows in self.splits.values() for _, context in rows.texts]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the windows of a batch, as in training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import datasets
@@ -51,6 +51,7 @@ class Splitting:
             no validation split).
         seed: Of the shuffle. One seed, one splitting: runs that differ in their training
             seed alone can share it.
+        trains: Whether a train split is needed; where nothing trains it may be absent.
 
     Raises:
         DataError: If both are given, or either is impossible.
@@ -59,6 +60,7 @@ class Splitting:
     halve: SplitName | None = None
     hold_out: int | None = None
     seed: int = 0
+    trains: bool = True
 
     def __post_init__(self) -> None:
         if self.halve is not None and self.hold_out is not None:
@@ -72,7 +74,7 @@ class Splitting:
             raise DataError(f"hold_out must be at least 1; got {self.hold_out}.")
 
     def apply(self, rows: Mapping[SplitName, datasets.Dataset]) -> dict[SplitName, Part]:
-        """Train, validation and test, each row in one of them at most.
+        """Train (if it is there or needed), validation and test; no row is in two of them.
 
         Raises:
             DataError: If a split that is needed is not there or has too few rows.
@@ -83,12 +85,12 @@ class Splitting:
         if self.hold_out is not None:
             parts = self._held_out(parts, self.hold_out)
         for name in SPLITS:
-            if name not in parts:
+            if name not in parts and (self.trains or name != "train"):
                 raise DataError(
                     f"There is no {name} split; the data set has {', '.join(rows)}.",
                     hint=LABELLED_TEST_HINT if name == "test" else _validation_hint(rows),
                 )
-        return {name: parts[name] for name in SPLITS}
+        return {name: parts[name] for name in SPLITS if name in parts}
 
     def _halved(
         self, parts: Mapping[SplitName, Part], source: SplitName
@@ -100,13 +102,15 @@ class Splitting:
             raise DataError(f"Halving {source} needs at least 2 rows; it has {len(rows)}.")
         order = np.random.default_rng(self.seed).permutation(len(rows))
         middle = len(rows) // 2
-        return {
-            "train": parts["train"],
+        halves: dict[SplitName, Part] = {
             "validation": _part(source, rows, order[:middle]),
             "test": _part(source, rows, order[middle:]),
         }
+        return {"train": parts["train"], **halves} if "train" in parts else halves
 
     def _held_out(self, parts: Mapping[SplitName, Part], n: int) -> dict[SplitName, Part]:
+        if "train" not in parts:
+            raise DataError(f"There is no train split to hold out {n} rows from.")
         train = parts["train"].rows
         if n >= len(train):
             raise DataError(
@@ -131,6 +135,8 @@ def _part(
 
 def _validation_hint(rows: Mapping[SplitName, datasets.Dataset]) -> str:
     also = "split: {halve: test}, or " if "test" in rows else ""
+    if "train" not in rows:
+        return "Name the file: data: {validation: FILE, test: FILE}."
     return f"Make one: {also}split: {{hold_out: 1000}} takes rows from train."
 
 
@@ -140,9 +146,11 @@ def shared_texts(
     """A note for each pair of splits in which the same texts stand (leakage).
 
     A text is the whole tuple of a row's text fields. Rows are counted in the later split.
+    A split may be absent.
     """
     notes = []
-    for earlier, later in itertools.combinations(SPLITS, 2):
+    there = [name for name in SPLITS if name in texts]
+    for earlier, later in itertools.combinations(there, 2):
         known = set(texts[earlier])
         count = sum(text in known for text in texts[later])
         if count:
@@ -150,3 +158,9 @@ def shared_texts(
                 f"{count:,} of {len(texts[later]):,} {later} texts also stand in {earlier}."
             )
     return tuple(notes)
+
+
+def rows_before(splits: Mapping[SplitName, Sized], split: SplitName) -> int:
+    """How many rows stand in the splits before this one, where all are counted through."""
+    before = SPLITS[: SPLITS.index(split)]
+    return sum(len(splits[name]) for name in before if name in splits)

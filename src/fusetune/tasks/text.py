@@ -107,7 +107,8 @@ class TextTask(ABC):
         Raises:
             DataError: If the data set cannot be read or does not fit the task.
         """
-        rows = read(self.data, base=self._base, text=self.text)
+        trains = self._splitting.trains
+        rows = read(self.data, base=self._base, text=self.text, train=trains)
         parts = self._splitting.apply(rows)
         texts = {name: self._read_texts(name, part) for name, part in parts.items()}
         labels = self._read_labels(parts)

@@ -1,0 +1,210 @@
+"""Checkpoints of a finished run, a data file and a few options → the recipe that fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+
+from fusetune.errors import DataError, MemberError, RecipeError
+from fusetune.members.groups import groups
+from fusetune.members.member import Member
+from fusetune.members.pool import inspect
+from fusetune.pipeline import finished
+from fusetune.pipeline.asking import Wanted, inputs, labels, metrics, shortest
+from fusetune.pipeline.finished import CLASSIFICATION, Finished
+from fusetune.recipe import Recipe
+from fusetune.recipe_file import parse
+from fusetune.tasks.data import read
+from fusetune.tasks.files import READERS
+
+EVALUATIONS_PER_MEMBER = 6
+"""Of the search over w; the default recipe's 90 evaluations for 15 members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A recipe, and what the user should know of how it came about.
+
+    Attributes:
+        recipe: Valid.
+        name: For the run folder, from the folder around the checkpoints.
+        notes: Lines for the user.
+    """
+
+    recipe: Recipe
+    name: str
+    notes: tuple[str, ...]
+
+
+def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
+    """The recipe that fuses finished checkpoints; nothing is computed.
+
+    Args:
+        wanted: What the user gave.
+        overrides: Dotted keys, laid over what was inferred.
+
+    Raises:
+        MemberError: If there are fewer than two checkpoints, or they do not fit together; then
+            the message has a command for each group that does.
+        DataError: If the data cannot be read.
+        RecipeError: If something cannot be known; the message says what, all at once, and
+            what is known.
+    """
+    members = _members(wanted)
+    found = finished.read(members[-1], wanted.kind)
+    kind = found.kind
+    if kind is None:
+        raise RecipeError(
+            f"{members[-1].path} is {found.architecture}, for which there is no kind of task.",
+            "Give --kind, or use fusetune.fuse with an evaluation of your own.",
+        )
+    data, rows = _data(wanted)
+    asked: list[str] = []
+    columns = rows["validation"].column_names if rows else []
+    task: dict[str, Any] = {"kind": kind, "data": data}
+    if rows is None:
+        asked.append("--data: a file with labelled rows (.jsonl, .json, .csv, .tsv, .parquet)")
+    elif "test" not in rows:
+        task["split"] = {"halve": "validation"}
+    task |= inputs(wanted, kind, columns, asked)
+    task["metrics"] = metrics(wanted, kind, asked)
+    if kind == CLASSIFICATION and rows is not None and task.get("label") in columns:
+        task["options"] = {"labels": labels(wanted, found, rows["validation"], task, asked)}
+    model = _model(wanted, found, members[-1], asked)
+    if asked:
+        raise _asking(found, kind, members, columns, asked)
+    tree = {
+        "task": task,
+        "model": model,
+        "search": {"trials": 0},
+        "train": {
+            "checkpoints": [str(Path(m).expanduser().absolute()) for m in wanted.members],
+            "members": len(members),
+        },
+        "fuse": {"evaluations": EVALUATIONS_PER_MEMBER * len(members)},
+    }
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    recipe = parse(text, overrides, name="The inferred recipe")
+    name = f"{members[-1].path.resolve().parent.name}-fused"
+    return Inferred(recipe, name, tuple(_notes(wanted, found, members, task, rows or {})))
+
+
+def _members(wanted: Wanted) -> tuple[Member, ...]:
+    inspection = inspect(list(wanted.members))
+    together = groups(inspection.members)
+    if len(together) > 1:
+        lines = []
+        for number, group in enumerate(together, 1):
+            one = finished.read(group[-1], wanted.kind)
+            counted = f"{len(group)} checkpoint{'s' if len(group) > 1 else ''}"
+            lines.append(
+                f"{number}. {counted} of {one.architecture}, {group[0].num_parameters:,} "
+                f"parameters: {', '.join(member.name for member in group)}"
+            )
+            command = wanted.command(shortest(group), out=f"fused-{number}")
+            lines.append(f"   {command}" if len(group) > 1 else "   alone: nothing to fuse")
+        raise MemberError(
+            f"These {len(inspection.members)} checkpoints are of {len(together)} kinds that "
+            "cannot be fused with one another:\n" + "\n".join(lines) + "\n",
+            "`fusetune members` with the same paths says what differs.",
+        )
+    if inspection.errors:
+        raise inspection.errors[0]
+    return inspection.members
+
+
+def _data(
+    wanted: Wanted,
+) -> tuple[str | dict[str, str], Mapping[str, datasets.Dataset] | None]:
+    """The recipe's `task.data`, and its rows; None where no data was given."""
+    if wanted.data is None:
+        return "", None
+    path = Path(wanted.data).expanduser()
+    if path.suffix in READERS and not path.exists():
+        raise DataError(f"The data file {path} does not exist.", "Check --data.")
+    data: str | dict[str, str] = str(path.absolute()) if path.is_dir() else wanted.data
+    if path.is_file():
+        data = {"validation": str(path.absolute())}
+    if wanted.test is not None:
+        if isinstance(data, str):
+            raise RecipeError(
+                f"--test goes with one file as --data; got {wanted.data}.",
+                "Give the file that chooses as --data, the file that reports as --test.",
+            )
+        test = Path(wanted.test).expanduser().absolute()
+        if test.exists() and test.samefile(path):
+            raise RecipeError(
+                f"--data and --test are both {wanted.test}: rows that choose cannot report.",
+                "Leave out --test: then half of the rows choose and the others report.",
+            )
+        data["test"] = str(test)
+    rows = read(data, text=wanted.text, train=False)
+    if "validation" not in rows:
+        raise RecipeError(
+            f"{wanted.data} has no validation split; it has {', '.join(rows)}.",
+            "Give the file that chooses as --data, the file that reports as --test.",
+        )
+    return data, {str(name): split for name, split in rows.items()}
+
+
+def _model(wanted: Wanted, found: Finished, member: Member, asked: list[str]) -> dict[str, Any]:
+    """The recipe's section `model`."""
+    name = wanted.model or found.model
+    if name is None:
+        what = "the base model" if found.lora is not None else "the model, for its tokenizer"
+        asked.append(f"--model: folder or hub id of {what}; none lies beside {member.path}")
+        return {}
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser().absolute())
+    section: dict[str, Any] = {"name": name}
+    if wanted.model is None and found.revision:
+        section["revision"] = found.revision
+    if found.lora is not None:
+        section["lora"] = dict(found.lora)
+    return section
+
+
+def _asking(
+    found: Finished,
+    kind: str,
+    members: Sequence[Member],
+    columns: Sequence[str],
+    asked: Sequence[str],
+) -> RecipeError:
+    named = f", labels {', '.join(found.names[:20])}" if kind == CLASSIFICATION else ""
+    known = f"{len(members)} checkpoints of {found.architecture} ({kind}{named})"
+    has = f"\nThe data has the columns {', '.join(columns)}." if columns else ""
+    lines = "\n".join(f"  {line}" for line in asked)
+    return RecipeError(
+        f"{known} can be fused; what their files do not tell is:\n{lines}{has}\n",
+        "Add these options to the command.",
+    )
+
+
+def _notes(
+    wanted: Wanted,
+    found: Finished,
+    members: Sequence[Member],
+    task: Mapping[str, Any],
+    rows: Mapping[str, datasets.Dataset],
+) -> list[str]:
+    names = task.get("options", {}).get("labels", ())
+    named = f", labels {', '.join(names[:20])}" if names else ""
+    lines = [
+        f"{len(members)} checkpoints of {found.architecture}: {members[0].name} to "
+        f"{members[-1].name}; {task['kind']}{named}"
+    ]
+    if any((member.path / "optimizer.pt").is_file() for member in members):
+        lines.append("optimiser states and other files beside the weights are left alone")
+    if "split" in task:
+        n = len(rows["validation"])
+        lines.append(
+            f"{wanted.data}: {n // 2:,} of {n:,} rows choose, the other {n - n // 2:,} only "
+            "report; --test FILE keeps them all for choosing"
+        )
+    return lines
