@@ -44,7 +44,7 @@ WITHOUT_PIPELINE = {
 def report(context: Context) -> dict[str, Any]:
     """Evaluate what was chosen on test, and write everything that tells of it."""
     started = time.perf_counter()
-    folder, display = context.folder, context.display
+    folder = context.folder
     record = folder.done("fuse")
     assert record is not None  # the pipeline has checked it
     results, chosen = saved_results(folder), str(record["chosen"])
@@ -89,12 +89,18 @@ def report(context: Context) -> dict[str, Any]:
     }
     _write_card(context, bench, chosen, results[chosen], metrics)
     folder.finish("report", {"results": folder.results.name, "report": folder.report.name})
+    _show(context, table, page)
+    return table
+
+
+def _show(context: Context, table: dict[str, Any], page: RunRecord) -> None:
+    """The table, what it means, and where everything lies."""
+    folder, display = context.folder, context.display
     display.console.print(methods_table(table, page.objectives))
     display.say(verdict(table, page.objectives).headline)
     display.say(f"Report: {folder.report}")
     display.say(f"Model:  {folder.fused}")
     display.say(page.usage)
-    return table
 
 
 def _write_card(
