@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,37 +15,10 @@ from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members.binding import same_bits
-from fusetune.members.header import TensorInfo, TensorSpec
+from fusetune.members.header import TensorInfo
 from fusetune.members.member import Member
 
 PROBE = 1024  # elements that are compared before whole tensors are
-
-
-class Source(Protocol):
-    """Where the tensors of k members come from, under the names of the fused model."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        """What one member has, and the fused model will have, ordered by name."""
-        ...
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """config.json of the fused model, or nothing where none is known."""
-        ...
-
-    @property
-    def constant(self) -> frozenset[str]:
-        """Floating-point tensors that are equal, bit by bit, in all members."""
-        ...
-
-    def load_tensor(self, index: int, name: str) -> Tensor:
-        """A tensor of member `index`."""
-        ...
-
-    def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
-        """Elements of a tensor of member `index`, written into `out`."""
-        ...
 
 
 class FileSource:

@@ -110,13 +110,8 @@ class Member:
         return record.sha256 if record else file_sha256(file)
 
 
-class Members(Protocol):
-    """What averaging needs of a `MemberPool`."""
-
-    @property
-    def members(self) -> Sequence[Member]:
-        """The k checkpoints, which fit together."""
-        ...
+class Source(Protocol):
+    """Where the tensors of k members come from, under the names of the fused model."""
 
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -134,11 +129,20 @@ class Members(Protocol):
         ...
 
     def load_tensor(self, index: int, name: str) -> Tensor:
-        """A tensor of member `index`, memory-mapped."""
+        """A tensor of member `index`."""
         ...
 
     def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
-        """Read elements of a tensor of member `index` into `out`, past any mapping."""
+        """Elements of a tensor of member `index`, written into `out`."""
+        ...
+
+
+class Members(Source, Protocol):
+    """What averaging needs of a `MemberPool`."""
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """The k checkpoints, which fit together."""
         ...
 
 

@@ -17,10 +17,10 @@ from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.base import BaseModel, base_of
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.discover import Paths, find_members
-from fusetune.members.files import FileSource, Source
+from fusetune.members.files import FileSource
 from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from fusetune.members.member import Member
+from fusetune.members.member import Member, Source
 from fusetune.members.streaming import StreamingAverage
 from fusetune.members.weights import FusionWeights
 

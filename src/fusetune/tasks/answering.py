@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from transformers import (
     AutoConfig,
@@ -47,7 +46,7 @@ from fusetune.tasks.text_metrics import TextMetric
 Features = list[dict[str, Any]]
 
 
-class AnsweringTask(ABC):
+class AnsweringTask(generated.ScoredByColumns, ABC):
     """A prompt in, a text out.
 
     The loss is that of the example's target, teacher-forced: summed over its tokens in each
@@ -252,23 +251,6 @@ class AnsweringTask(ABC):
             labels = labels[:, 1:]  # the same memory
         labels[labels != IGNORED] = drawn.squeeze(-1).to(labels.device)
         return made
-
-    def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
-        """Mean loss over tokens and every metric over a whole split."""
-        once = self.resample(outputs, labels, np.ones((1, len(outputs))))
-        return {name: float(value[0]) for name, value in once.items()}
-
-    def score_many(
-        self, predictions: NDArray[np.float32], labels: NDArray[Any]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Every objective of B models, from the columns of their outputs, `B x n x c`."""
-        return self._columns.many(predictions)
-
-    def resample(
-        self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Every objective on B bootstrap samples, `counts` is `B x n`."""
-        return self._columns.resample(outputs, labels, counts)
 
 
 def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -109,3 +109,26 @@ def _whole(
         rows = np.repeat(np.arange(len(labels)), sample.astype(np.int64))
         values.append(metric.whole([outputs.texts[i] for i in rows], labels[rows].tolist()))
     return np.resize(np.array(values, dtype=np.float64), len(counts))
+
+
+class ScoredByColumns:
+    """The part of a task that follows from the columns of its outputs alone."""
+
+    _columns: Columns
+
+    def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
+        """Mean loss and every metric over a whole split."""
+        once = self.resample(outputs, labels, np.ones((1, len(outputs))))
+        return {name: float(value[0]) for name, value in once.items()}
+
+    def score_many(
+        self, predictions: NDArray[np.float32], labels: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Every objective of B models, from the columns of their outputs, `B x n x c`."""
+        return self._columns.many(predictions)
+
+    def resample(
+        self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Every objective on B bootstrap samples, `counts` is `B x n`."""
+        return self._columns.resample(outputs, labels, counts)

@@ -29,7 +29,7 @@ from fusetune.tasks.task import SIZE, Batch, Collate, Encoded, Outputs, Split, S
 SEPARATOR = "\n"  # between question and context in a split's text
 
 
-class SpanQuestionAnswering:
+class SpanQuestionAnswering(generated.ScoredByColumns):
     """A question and a context; the head says where the answer starts and ends.
 
     Long contexts are read in overlapping windows. The loss is the model's own, the mean over
@@ -266,23 +266,6 @@ class SpanQuestionAnswering:
             made[name] = batch[name].clone()
             made[name][there] = drawn.squeeze(1).to(batch[name].device)
         return made
-
-    def score(self, outputs: Outputs, labels: NDArray[Any]) -> dict[str, float]:
-        """Mean loss over windows and every metric over a whole split."""
-        once = self.resample(outputs, labels, np.ones((1, len(outputs))))
-        return {name: float(value[0]) for name, value in once.items()}
-
-    def score_many(
-        self, predictions: NDArray[np.float32], labels: NDArray[Any]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Every objective of B models, from the columns of their outputs, `B x n x c`."""
-        return self._columns.many(predictions)
-
-    def resample(
-        self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Every objective on B bootstrap samples, `counts` is `B x n`."""
-        return self._columns.resample(outputs, labels, counts)
 
     def remarks(self, split: str, models: Sequence[tuple[str, Outputs]]) -> list[str]:
         """Models that never give an answer."""

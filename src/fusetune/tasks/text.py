@@ -84,7 +84,6 @@ class TextTask(ABC):
         """Config values of the head; `splits` has been read."""
 
     @abstractmethod
-    @abstractmethod
     def draw(self, logits: Tensor, generator: Generator) -> Tensor:
         """A label for each example, `n`, from the distribution whose −log is the loss."""
 
