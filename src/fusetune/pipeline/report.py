@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -153,6 +154,7 @@ def _record(
         model=context.source.label,
         fused=str(folder.fused),
         usage=usage(context),
+        export=f"fusetune export {shlex.quote(str(folder.path))}",
         recipe=context.recipe.to_yaml(),
         environment=environment(context),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

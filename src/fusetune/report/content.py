@@ -92,6 +92,8 @@ class RunRecord:
         model: Name of the base model.
         fused: Folder of the fused model.
         usage: Code that loads the fused model.
+        export: The command that exports a mixture, without weights and place; empty if there
+            is none.
         recipe: The resolved recipe as YAML.
         environment: Versions, device, hashes; values may be nested.
         created: When, as text.
@@ -112,6 +114,7 @@ class RunRecord:
     model: str = ""
     fused: str = ""
     usage: str = ""
+    export: str = ""
     recipe: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""

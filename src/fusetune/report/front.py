@@ -18,6 +18,7 @@ from fusetune.report.palette import (
     BLUE,
     CHOSEN,
     GREEN,
+    INK,
     ORANGE,
     PAPER,
     PINK,
@@ -26,6 +27,7 @@ from fusetune.report.palette import (
     dressed,
     safe,
 )
+from fusetune.report.picks import places_of
 from fusetune.report.wording import heaviest, metric_label, number
 
 MARKS = {
@@ -33,6 +35,8 @@ MARKS = {
     "swa": ("diamond", ORANGE),
     "greedy": ("pentagon", PINK),
 }
+LOOKED_AT = "looked at"
+"""Name of the trace that rings the mixture that the reader points at."""
 OTHER_MARKS = ("triangle-up", "triangle-down", "hexagon", "cross", "x", "bowtie", "hourglass")
 
 
@@ -43,7 +47,7 @@ def pareto(record: RunRecord, metric: str | None = None) -> go.Figure | None:
         record: The run.
         metric: The metric on the upright axis; None takes the primary one.
     """
-    pair = _plane(record, metric)
+    pair = plane(record, metric)
     if pair is None:
         return None
     x, y = pair
@@ -75,16 +79,26 @@ def pareto(record: RunRecord, metric: str | None = None) -> go.Figure | None:
                 name=name,
                 mode="markers",
                 marker={"line": {"width": 2 if name == "single members" else 0}, **marker},
+                customdata=[n for n, _ in rows],
                 hovertext=[_hover(n, e, record, x, y) for n, e in rows],
                 hoverinfo="text",
             )
     _mark_methods(figure, record, x, y)
+    figure.add_scatter(  # moved by the page's script to the mixture that is looked at
+        x=[None],
+        y=[None],
+        name=LOOKED_AT,
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 24, "color": INK, "line": {"width": 2}},
+        hoverinfo="skip",
+        showlegend=False,
+    )
     figure.update_xaxes(title_text=_axis_title(x))
     figure.update_yaxes(title_text=_axis_title(y))
     return dressed(figure, 520)
 
 
-def _plane(record: RunRecord, metric: str | None) -> tuple[Objective, Objective] | None:
+def plane(record: RunRecord, metric: str | None) -> tuple[Objective, Objective] | None:
     """The two objectives to draw: the loss (or the first other one) and the metric."""
     y = record.primary if metric is None else objective_named(metric, record.objectives)
     others = [o for o in record.objectives if o.name != y.name]
@@ -111,6 +125,7 @@ def _front(points: Sequence[EvaluationRow], x: Objective, y: Objective) -> list[
 def _mark_methods(figure: go.Figure, record: RunRecord, x: Objective, y: Objective) -> None:
     """Where each method ended; the chosen one last, as a star on top."""
     others = iter(OTHER_MARKS * 4)
+    places = places_of(record)
     for method in sorted(record.methods, key=lambda name: name == record.chosen):
         entry = record.methods[method]
         at = [point(entry, "validation", o.name).get("value") for o in (x, y)]
@@ -131,6 +146,7 @@ def _mark_methods(figure: go.Figure, record: RunRecord, x: Objective, y: Objecti
             y=[at[1]],
             name=f"{safe(method)} (chosen)" if chosen else safe(method),
             mode="markers",
+            customdata=[places.get(method)],
             marker={
                 "symbol": symbol,
                 "size": 19 if chosen else 13,

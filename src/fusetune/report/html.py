@@ -9,8 +9,10 @@ from typing import Any
 from fusetune.report import contributions
 from fusetune.report.content import RunRecord, point
 from fusetune.report.discrepancy import sentence
+from fusetune.report.front import plane
 from fusetune.report.page import embedded, environment, write_page
-from fusetune.report.panels import panels
+from fusetune.report.panels import Panel, panels
+from fusetune.report.picks import picks, places_of
 from fusetune.report.tables import grid
 from fusetune.report.verdict import comparisons, verdict
 from fusetune.report.wording import duration, heaviest, interval, number, rival_label
@@ -34,6 +36,7 @@ def render(record: RunRecord) -> str:
     shown = panels(record)
     drawn = [panel for group in shown.values() for panel in group]
     results, objectives = record.results, record.objectives
+    mixtures = picks(record, _planes(record, shown["front"]))
     return (
         environment()
         .get_template("report.html.j2")
@@ -53,9 +56,21 @@ def render(record: RunRecord) -> str:
             environment=list(_flat(record.environment)),
             contributions=contributions.with_gains(record),
             discrepancy=sentence(results.get("discrepancy") or {}),
-            **embedded(drawn),
+            places=places_of(record),
+            picks=mixtures,
+            **embedded(drawn, picks=mixtures),
         )
     )
+
+
+def _planes(record: RunRecord, drawn: Iterable[Panel]) -> dict[str, tuple[str, str]]:
+    """Key of each figure of the front → the objectives on its axes."""
+    planes = {}
+    for panel in drawn:
+        pair = plane(record, panel.metric)
+        if pair is not None:
+            planes[panel.key] = (pair[0].name, pair[1].name)
+    return planes
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:

@@ -119,12 +119,17 @@ def environment() -> Environment:
     return made
 
 
-def embedded(drawn: Iterable[Panel]) -> dict[str, Markup]:
-    """What the base template takes: plotly.js, and the figures with the dark colours."""
+def embedded(drawn: Iterable[Panel], **more: object) -> dict[str, Markup]:
+    """What the base template takes: plotly.js, and the figures with the dark colours.
+
+    Args:
+        drawn: The figures.
+        more: Further data for the page's script.
+    """
     figures = plots(drawn)
     return {
         "plotly": Markup(get_plotlyjs()) if figures else Markup(),
-        "data": script_json({"plots": figures, "dark": DARK}),
+        "data": script_json({"plots": figures, "dark": DARK, **more}),
     }
 
 

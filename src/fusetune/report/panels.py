@@ -23,6 +23,7 @@ class Panel:
         alternative: What it shows, in words, for readers who do not see it.
         caption: How to read it, below the figure.
         title: Names it among several of its kind; empty if it stands alone.
+        metric: Name of the metric it is about, where there is one figure per metric.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Panel:
     alternative: str
     caption: str = ""
     title: str = ""
+    metric: str | None = None
 
 
 def panels(record: RunRecord) -> dict[str, tuple[Panel, ...]]:
@@ -76,7 +78,8 @@ def _fronts(record: RunRecord) -> tuple[Panel, ...]:
         if figure is not None:
             key = f"front-{len(found)}"
             title = metric_label(metric.name)
-            found.append(Panel(key, figure, _front_words(record, metric), title=title))
+            words = _front_words(record, metric)
+            found.append(Panel(key, figure, words, title=title, metric=metric.name))
     return tuple(found)
 
 

@@ -25,7 +25,9 @@
       layout.legend.itemwidth = 30;
     }
     if (coarse.matches) layout.dragmode = false;  // a finger scrolls the page
-    return Plotly.react(element, data, layout, config);
+    const drawn = Plotly.react(element, data, layout, config);
+    element.dispatchEvent(new CustomEvent("drawn"));
+    return drawn;
   };
   const hidden = (element) => element.closest("details:not([open])") !== null;
   const drawAll = (isDark) => document.querySelectorAll(".plot").forEach((element) => {
@@ -57,8 +59,12 @@
     button.className = "copy";
     button.textContent = "Copy";
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(block.querySelector("pre").textContent);
-      button.textContent = "Copied";
+      try {
+        await navigator.clipboard.writeText(block.querySelector("pre").textContent);
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "Select and copy by hand";  // the browser does not allow it here
+      }
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
     block.append(button);
