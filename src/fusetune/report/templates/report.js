@@ -15,6 +15,16 @@
       [key, key.endsWith("color") ? recolour(value) : themed(value)]));
   };
 
+  // On a narrow screen a colour bar takes the map's place unless it lies below it.
+  const lieDown = (element, data, layout) => {
+    const maps = data.filter((trace) => trace.colorbar);
+    if (!maps.length) return;
+    for (const { colorbar } of maps) Object.assign(colorbar, { orientation: "h", x: 0.5, xanchor: "center", y: -0.2,
+      yanchor: "top", len: 1, thickness: 12, nticks: 4, title: { ...colorbar.title, side: "bottom" } });
+    layout.height = Math.min(layout.height, Math.round(element.clientWidth * 1.1) + 170);
+    element.style.minHeight = `${layout.height}px`;
+  };
+
   const draw = (element, isDark) => {
     const plot = plots[element.id];
     const { data, layout } = isDark ? themed(plot) : structuredClone(plot);
@@ -23,6 +33,7 @@
       layout.margin.l = Math.min(layout.margin.l, 44);
       layout.margin.r = 8;
       layout.legend.itemwidth = 30;
+      lieDown(element, data, layout);
     }
     if (coarse.matches) layout.dragmode = false;  // a finger scrolls the page
     const drawn = Plotly.react(element, data, layout, config);
