@@ -19,7 +19,7 @@ LAYERS = (
     ("training", "optimization"),
     ("methods",),
     ("report",),
-    ("library",),
+    ("library", "integrations"),
     ("recipe_sections",),
     ("recipe_stages",),
     ("recipe",),
@@ -79,6 +79,9 @@ def test_imports_point_one_way(path: Path) -> None:
             assert RANK[parts[1]] <= RANK[here], f"{path} imports {name}"
         assert parts[0] not in FORBIDDEN.get(here, set()), f"{path} imports {name}"
         assert parts[0] != "ray" or path.name == "ray.py", f"{path} imports ray"
+        owns = here == "integrations" and path.name == "lightning.py"
+        foreign = parts[0] in ("lightning", "pytorch_lightning")
+        assert owns or not foreign, f"{path} imports {parts[0]}"
 
 
 def test_no_cycles_between_rooms() -> None:

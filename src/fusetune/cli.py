@@ -147,6 +147,9 @@ add_to(app)
 @app.command()
 def members(
     paths: Annotated[list[str], typer.Argument(help="Checkpoint folders, or patterns.")],
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Consent to .bin, .pt, .pth, .ckpt files.")
+    ] = False,
 ) -> None:
     """List checkpoints and say whether, and why not, they can be fused."""
     with errors():
@@ -155,7 +158,7 @@ def members(
         from fusetune.members.pool import inspect
         from fusetune.report.members import members_table
 
-        found = inspect(paths)
+        found = inspect(paths, allow_pickle=allow_pickle)
         console = Console(highlight=False)
         console.print(members_table(found.members))
         for path in found.incomplete:

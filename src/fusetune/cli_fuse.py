@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 FINISHED = "Checkpoints of a finished run"
 
 
-def _option(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=FINISHED)
+def _option(text: str, flag: str = "") -> Any:
+    names = (f"--{flag}",) if flag else ()
+    return typer.Option(*names, help=text, rich_help_panel=FINISHED)
 
 
 Text = str | None
@@ -61,6 +62,17 @@ def fuse(
     labels: Annotated[Text, _option("Names of the class ids, comma-separated.")] = None,
     model: Annotated[Text, _option("Folder or hub id of the tokenizer or base model.")] = None,
     kind: Annotated[Text, _option("Of the task, where the architecture does not tell.")] = None,
+    allow_pickle: Annotated[
+        bool,
+        _option(
+            "Consent to .bin, .pt, .pth, .ckpt files (weights_only).",
+            "allow-pickle",
+        ),
+    ] = False,
+    with_base: Annotated[
+        bool,
+        _option("Fuse the model that the training began with (--model) too.", "with-base"),
+    ] = False,
     out: Out = None,
     force: Force = False,
     print_recipe: PrintRecipe = False,
@@ -77,12 +89,13 @@ def fuse(
 
             columns, names, classes = (_listed(value) for value in (text, metrics, labels))
             where = (tuple(members), data, test, columns, label, names)
-            wanted = Wanted(*where, prompt, reference, classes, model, kind)
+            task = (prompt, reference, classes, model, kind)
+            wanted = Wanted(*where, *task, allow_pickle, with_base)
             say = not quiet and not print_recipe
             recipe, out = _inferred(wanted, _all_overrides(source, overrides), out, say=say)
         else:
             given = (data, test, text, label, metrics, prompt, reference, labels, model, kind)
-            source = _source(source, alone=not any(given))
+            source = _source(source, alone=not any((*given, allow_pickle, with_base)))
             recipe, out = recipe_and_folder(source, overrides, out)
         if print_recipe:
             typer.echo(recipe.to_yaml())

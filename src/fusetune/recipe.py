@@ -58,10 +58,15 @@ class Recipe(Section):
                 self.fuse.averaging,
             ),
         ]
-        if self.fuse.evaluations < self.train.members:
+        base = int(self.fuse.base_member)
+        if self.fuse.evaluations < self.train.members + base:
             problems.append(
                 f"fuse.evaluations: {self.fuse.evaluations} is less than train.members: "
-                f"{self.train.members}; every member is evaluated once"
+                f"{self.train.members}{' and the base' * base}; every member is evaluated once"
+            )
+        if base and self.fuse.adapters == "factors":
+            problems.append(
+                "fuse.base_member: it has no factors to average; leave out fuse.adapters"
             )
         if problems:
             raise ValueError("\n  ".join(problems))

@@ -120,6 +120,11 @@ class FuseSection(Section):
     prior: bool = Field(
         True, description="Whether the mixture of the members' predictions may lead mobo."
     )
+    base_member: bool = Field(
+        False,
+        description="Whether the model that the training began with is a member too, with the "
+        "first member's head where it has none of its own.",
+    )
     averaging: Literal["auto", "resident", "host", "streaming"] = Field(
         "auto", description="Where members are kept while they are averaged."
     )

@@ -56,6 +56,16 @@ class RunFolder:
         return self.path / "members"
 
     @property
+    def converted(self) -> Path:
+        """Copies as safetensors of checkpoints in other formats, by their digest."""
+        return self.path / "converted"
+
+    @property
+    def base_member(self) -> Path:
+        """The pretrained model as one more member."""
+        return self.path / "base"
+
+    @property
     def work(self) -> Path:
         """Checkpoints of a training that is not finished."""
         return self.path / "work"
@@ -122,8 +132,8 @@ class RunFolder:
         """Forget stage `first` and all after it (studies are the pipeline's business)."""
         owned = {
             "search": (self.work, self.evaluations),
-            "train": (self.work, self.members, self.evaluations),
-            "fuse": (self.fused, self.methods, *self.path.glob("landscape*")),
+            "train": (self.work, self.members, self.converted, self.evaluations),
+            "fuse": (self.fused, self.base_member, self.methods, *self.path.glob("landscape*")),
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:

@@ -94,8 +94,10 @@ def test_other_points_of_the_front(fuse: Callable[..., fusetune.Fused]) -> None:
         c.values["score"] for c in result.candidates if c.values["loss"] <= 0.3
     )
     assert len(result.front) > 3
-    with pytest.raises(NoResultError, match="No candidate keeps score >= 2"):
+    nearest = max(c.values["score"] for c in result.candidates)
+    with pytest.raises(NoResultError, match="No candidate keeps score >= 2") as raised:
         result.pick("score >= 2, min loss")
+    assert f"Nearest are: loss 1.0000, score {nearest:.4f}" in str(raised.value)
     with pytest.raises(RecipeError, match="pick: no objective 'scor'; did you mean score"):
         result.pick("scor >= 2, min loss")
 
@@ -167,6 +169,53 @@ def test_a_function_that_does_not_do_its_part(
 ) -> None:
     with pytest.raises(EvaluateError, match=message):
         fuse(evaluate=function)
+
+
+def test_nothing_that_can_be_evaluated(fuse: Callable[..., fusetune.Fused]) -> None:
+    nan = {"loss": float("nan"), "score": 0.5}
+    with pytest.raises(NoResultError):
+        fuse(evaluate=lambda model: nan, budget=12)
+    with pytest.raises(EvaluateError, match="'score' needs a direction"):
+        fuse(objectives=["loss", "score"])
+
+
+def test_the_base_as_a_member(
+    fuse: Callable[..., fusetune.Fused], members: Path, tmp_path: Path
+) -> None:
+    base = Point()
+    base.place.data = torch.tensor([1.0, 1.0, -1.0])
+    result = fuse(base_member=base, budget=20, folder=tmp_path / "run")
+    assert result.pool.names[3:] == ("base",)
+    singles = {c.weights.values: c.values["loss"] for c in result.candidates}
+    assert singles[0.0, 0.0, 0.0, 1.0] == pytest.approx(0.25 + 0.49 + 1.44)
+    third = 1 / 3
+    assert singles.keys() >= {(third, third, third, 0.0), (0.25,) * 4}
+    assert result.methods["swa"].weights.values == (third, third, third, 0.0)
+    assert result.methods["finetune"].weights.values == (1.0, 0.0, 0.0, 0.0)
+    again = fuse(base_member=base, budget=20, folder=tmp_path / "run")
+    assert again.candidates == result.candidates
+    with pytest.raises(MemberError, match="base_member=True is for adapters"):
+        fuse(base_member=True)
+    with pytest.raises(fusetune.FusetuneError, match="names no class of transformers"):
+        fuse(base_member="some/folder")
+
+
+def test_pickled_files_by_consent(tmp_path: Path) -> None:
+    for epoch in range(3):
+        model = Point()
+        model.place.data = torch.eye(3)[epoch]
+        torch.save({"model_state_dict": model.state_dict()}, tmp_path / f"epoch_{epoch}.pt")
+    options = {"evaluate": evaluate, "objectives": OBJECTIVES, "model_init": Point}
+    with pytest.raises(MemberError, match="allow_pickle=True"):
+        fusetune.fuse(str(tmp_path / "*.pt"), **options)
+    options |= {"allow_pickle": True, "budget": 8, "folder": tmp_path / "run"}
+    result = fusetune.fuse(str(tmp_path / "*.pt"), **options)
+    assert result.pool.names == ("epoch_0.pt", "epoch_1.pt", "epoch_2.pt")
+    saved = load_file(result.save(tmp_path / "fused") / "model.safetensors")
+    torch.testing.assert_close(saved["place"], torch.tensor(result.weights.values))
+    assert "epoch_2.pt" in result.report(tmp_path / "report.html").read_text()
+    assert len(list((tmp_path / "run/converted").iterdir())) == 3
+    assert fusetune.fuse(str(tmp_path / "*.pt"), **options).candidates == result.candidates
 
 
 def test_training_in_the_evaluation_is_noticed(fuse: Callable[..., fusetune.Fused]) -> None:

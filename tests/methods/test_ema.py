@@ -27,6 +27,10 @@ class Pool:
     def members(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(trajectory=i % self.trajectories) for i in range(self.k)]
 
+    @property
+    def trained(self) -> tuple[int, ...]:
+        return tuple(range(len(self)))
+
     def __len__(self) -> int:
         return self.k
 

@@ -28,6 +28,11 @@ class Pool:
     """Stands for k members: the methods under test ask for their number only."""
 
     k: int
+    bases: int = 0  # the last ones of them
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        return tuple(range(self.k - self.bases))
 
     def __len__(self) -> int:
         return self.k
@@ -51,7 +56,9 @@ def smooth(w: np.ndarray) -> dict[str, float]:
     }
 
 
-def solve(method: str, f: F = smooth, budget: int = 40, seed: int = 41) -> FusionResult:
+def solve(
+    method: str, f: F = smooth, budget: int = 40, seed: int = 41, bases: int = 0
+) -> FusionResult:
     average = Remember()
 
     def score(model: nn.Module) -> Evaluation:
@@ -61,7 +68,7 @@ def solve(method: str, f: F = smooth, budget: int = 40, seed: int = 41) -> Fusio
     evaluator = Evaluator(
         average, nn.Identity(), score, objectives, EvaluationStore(None, "test")
     )
-    pool = Pool(len(TARGET))
+    pool = Pool(len(TARGET), bases)
     return find(method)(
         pool,  # type: ignore[arg-type]
         evaluator,
@@ -99,6 +106,26 @@ def test_swa_is_the_uniform_average() -> None:
     result = solve("swa")
     assert result.weights.values == (0.2,) * 5
     assert result.evaluations == 1
+
+
+def test_a_base_model_is_a_member_of_searches_alone() -> None:
+    """The last of five is the base, and the best of all single ones."""
+
+    def towards_the_base(w: np.ndarray) -> dict[str, float]:
+        distance = float(np.sum((w - np.array([0.3, 0.0, 0.0, 0.0, 0.7])) ** 2))
+        return {"loss": distance, "score": -distance}
+
+    assert solve("finetune", towards_the_base, bases=1).weights == FusionWeights.one_hot(0, 5)
+    assert solve("swa", towards_the_base, bases=1).weights.values == (0.25,) * 4 + (0.0,)
+    for method in ("mobo", "greedy", "bo"):
+        assert solve(method, towards_the_base, bases=1).weights.values[4] >= 0.5
+
+    def only_the_average(w: np.ndarray) -> dict[str, float]:
+        hit = w.tolist() == [0.25, 0.25, 0.25, 0.25, 0.0]
+        return {"loss": 1.0, "score": float(hit)}
+
+    for method in ("mobo", "bo"):  # never worse than swa, whose point they begin with
+        assert solve(method, only_the_average, budget=8, bases=1).values["score"] == 1.0
 
 
 def test_greedy_adds_what_improves() -> None:

@@ -30,6 +30,10 @@ F = Callable[[np.ndarray], dict[str, float]]
 
 
 class Pool:
+    @property
+    def trained(self) -> tuple[int, ...]:
+        return tuple(range(len(self)))
+
     def __len__(self) -> int:
         return K
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fusetune.library.function import Evaluate
+from fusetune.library.pool import BaseMember
 from fusetune.library.result import Fused
 from fusetune.library.search import Fusion, Rule, Step
 from fusetune.members.discover import Paths
@@ -30,6 +31,8 @@ def fuse(
     seed: int = 0,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
+    allow_pickle: bool = False,
+    base_member: BaseMember = None,
     callbacks: Sequence[Callable[[Step], object]] = (),
 ) -> Fused:
     """Find the convex combination of checkpoints that is best in all objectives at once.
@@ -43,7 +46,8 @@ def fuse(
         direction: Of objectives without one; as in `Trainer.hyperparameter_search`.
         primary: The objective that decides; by default the first that is not the loss.
         model_init: Makes a model of the members' kind, as `Trainer`'s; not needed for the
-            checkpoints of Transformers, whose config.json names the class.
+            checkpoints of Transformers, whose config.json names the class. For adapters, the
+            model that they are laid on, or PEFT's around it.
         budget: Candidates in all, members included; 6 k by default.
         method: `mobo`, `bo`, or one of Optuna's samplers at the same budget.
         choose: By which rule the result is chosen; what the others chose is in `methods`.
@@ -51,6 +55,11 @@ def fuse(
         device: Where to evaluate; by default where `model_init` puts the model, else the
             best there is.
         folder: Keeps the candidates, so that a call that was killed goes on there.
+        allow_pickle: Consent to members that are files of `torch.save`, read with
+            `weights_only`.
+        base_member: The model that the training began with, as one more member: a module, a
+            folder or a hub id; of adapters, True. What it lacks, a new head, is the first
+            member's. `finetune` and `swa` leave it out.
         callbacks: Called with a `Step` after each candidate.
 
     Returns:
@@ -76,5 +85,7 @@ def fuse(
         seed=seed,
         device=device,
         folder=folder,
+        allow_pickle=allow_pickle,
+        base_member=base_member,
     )
     return search.finish(callbacks)

@@ -14,6 +14,20 @@ from fusetune.models.device import choose_device
 from fusetune.models.load import resolve
 
 
+def made(model_init: Callable[[], nn.Module]) -> nn.Module:
+    """What `model_init` makes.
+
+    Raises:
+        ModelError: If that is no module.
+    """
+    model = model_init()
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model_init must return a torch.nn.Module, not a {type(model).__name__}."
+        )
+    return model
+
+
 def build_model(
     pool: MemberPool,
     model_init: Callable[[], nn.Module] | None,
@@ -30,13 +44,12 @@ def build_model(
     Raises:
         ModelError: If the class is not known, or weights cannot be loaded.
     """
-    if model_init is not None:
-        model = model_init()
-        if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"model_init must return a torch.nn.Module, not a {type(model).__name__}."
-            )
+    if model_init is not None and pool.adapters is None:
+        model = made(model_init)
         return model if device is None else model.to(device)
+    if pool.adapters is not None:  # averages are written into their base
+        base = pool.adapters.base.model
+        return base if device is None else base.to(device)
     first = pool.members[0]
     names = first.config.get("architectures") or []
     known = [name for name in names if hasattr(transformers, name)]
@@ -47,6 +60,6 @@ def build_model(
             f"missing, or names {said}, which transformers does not have.",
             "Give model_init, a function that makes a model of the members' kind.",
         )
-    source = resolve(str(first.path))
+    source = resolve(str(first.loadable))
     built: nn.Module = source.build(getattr(transformers, known[0]).from_pretrained)
     return built.to(device=choose_device("auto") if device is None else device)

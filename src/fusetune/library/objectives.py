@@ -1,11 +1,12 @@
-"""What a caller wants to optimise, in words → objectives in the house's order."""
+"""What a caller wants to optimise, and with what: words → objectives in the house's order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import cast
 
-from fusetune.errors import EvaluateError
+from fusetune.errors import EvaluateError, closest
+from fusetune.methods import SAMPLERS
 from fusetune.objective import LOSS, Direction, Objective
 
 DIRECTIONS = ("minimize", "maximize")
@@ -76,3 +77,33 @@ def _objective(text: str, direction: str | None) -> Objective:
             f'Write "{name or "f1"}:maximize" or "{name or "f1"}:minimize".',
         )
     return Objective(name, cast("Direction", wanted))
+
+
+def as_budget(budget: int | None, k: int) -> int:
+    """How many candidates k members get; 6 k by default.
+
+    Raises:
+        EvaluateError: If some member would get none.
+    """
+    if budget is None:
+        return 6 * k
+    if budget < k:
+        raise EvaluateError(
+            f"The budget must reach each of the {k} members; it is {budget}.",
+            f"Give {2 * k} or more.",
+        )
+    return budget
+
+
+def as_method(name: str) -> str:
+    """A method that searches over w.
+
+    Raises:
+        EvaluateError: If there is none of that name.
+    """
+    if name not in SAMPLERS:
+        raise EvaluateError(
+            f"Unknown method {name!r}{closest(name, SAMPLERS)}.",
+            f"Known: {', '.join(SAMPLERS)}.",
+        )
+    return name

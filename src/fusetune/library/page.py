@@ -48,7 +48,8 @@ def record_of(result: Fused, title: str) -> RunRecord:
 
 
 def _entry(name: str, candidate: Candidate, result: Fused) -> dict[str, Any]:
-    alone = {"finetune": len(result.pool), "swa": 1}  # what the row would have cost by itself
+    # What the row would have cost by itself.
+    alone = {"finetune": len(result.pool.trained), "swa": 1}
     evaluations = alone.get(name, len(result.candidates))
     return {
         "validation": {n: {"value": v} for n, v in candidate.values.items()},

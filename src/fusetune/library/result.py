@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fusetune.errors import NoResultError
 from fusetune.library.page import record_of
 from fusetune.members.average import Average
+from fusetune.members.chain import export_chain, is_chain
 from fusetune.members.export import export
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -124,13 +125,16 @@ class Fused:
             tokenizer: Saved beside the model; by default the members' files are copied.
 
         Returns:
-            The folder, with model.safetensors, the members' configuration and fusion.json.
+            The folder, with model.safetensors, the members' configuration and fusion.json; a
+            model of sentence-transformers is written as it writes itself.
 
         Raises:
             StageError: If the disk is too small, or the folder holds something else.
         """
         chosen = candidate or self.methods[self.chosen]
         extra: dict[str, Any] = {"method": chosen.method, "validation": dict(chosen.values)}
+        if is_chain(self.average.model):
+            return export_chain(self.average, chosen.weights, self.pool, Path(folder), extra)
         return export(
             self.average, chosen.weights, self.pool, folder, tokenizer=tokenizer, extra=extra
         )

@@ -20,7 +20,6 @@ from fusetune.errors import (
     MemberError,
     NoResultError,
     RunError,
-    closest,
 )
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
@@ -28,14 +27,14 @@ from fusetune.evaluation.store import EvaluationStore
 from fusetune.executors.serial import SerialExecutor
 from fusetune.library.function import Evaluate, FunctionScore
 from fusetune.library.models import build_model
-from fusetune.library.objectives import as_objectives
+from fusetune.library.objectives import as_budget, as_method, as_objectives
+from fusetune.library.pool import BaseMember, as_pool
 from fusetune.library.result import Candidate, Fused, best_of
 from fusetune.members.average import plan
 from fusetune.members.discover import Paths
 from fusetune.members.disk import claimed, write_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
-from fusetune.methods import SAMPLERS
 from fusetune.methods import find as find_method
 from fusetune.methods.choices import with_choices
 from fusetune.methods.method import FusionResult
@@ -92,12 +91,15 @@ class Fusion:
         seed: int = 0,
         device: str | torch.device | None = None,
         folder: str | Path | None = None,
+        allow_pickle: bool = False,
+        base_member: BaseMember = None,
     ) -> None:
         self.objectives = as_objectives(objectives, direction, primary)
-        self.pool = pool if isinstance(pool, MemberPool) else MemberPool.open(pool)
-        self.budget = _budget(budget, len(self.pool))
-        self.choose, self.seed, self.folder = choose, seed, Path(folder) if folder else None
-        self.method = _method(method)
+        self.folder = Path(folder) if folder else None
+        self.pool = as_pool(pool, model_init, self.folder, base_member, allow_pickle)
+        self.budget = as_budget(budget, len(self.pool))
+        self.choose, self.seed = choose, seed
+        self.method = as_method(method)
         if not callable(evaluate):
             raise EvaluateError(f"evaluate must be a function of a model; got {evaluate!r}.")
         if len({member.sha256 for member in self.pool.members}) == 1:
@@ -225,7 +227,7 @@ class Fusion:
         candidates = self._candidates()
         failed = len(self._trials) - len(_complete(self._trials))
         notes = [f"{failed} of {len(self._trials)} candidates failed."] if failed else []
-        methods = _plain(candidates, self.objectives)
+        methods = _plain(candidates, self.objectives, self.pool.trained)
         try:
             found = with_choices(found, self._trials, self.evaluator)
         except FusetuneError:
@@ -267,35 +269,16 @@ class Fusion:
 
 
 def _plain(
-    candidates: Sequence[Candidate], objectives: Sequence[Objective]
+    candidates: Sequence[Candidate], objectives: Sequence[Objective], trained: Sequence[int]
 ) -> dict[str, Candidate]:
-    """`finetune` and `swa`, as far as the search has evaluated them."""
-    single = [c for c in candidates if max(c.weights.values) == 1.0]
+    """`finetune` and `swa` of the checkpoints, as far as the search has evaluated them."""
     k = len(candidates[0].weights)
-    uniform = [c for c in candidates if c.weights == FusionWeights.uniform(k)]
+    ends = {FusionWeights.one_hot(i, k) for i in trained}
+    single = [c for c in candidates if c.weights in ends]
+    uniform = [c for c in candidates if c.weights == FusionWeights.uniform(k, trained)]
     found = {"finetune": single, "swa": uniform}
     return {name: best_of(own, objectives, name) for name, own in found.items() if own}
 
 
 def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state is TrialState.COMPLETE]
-
-
-def _budget(budget: int | None, k: int) -> int:
-    if budget is None:
-        return 6 * k
-    if budget < k:
-        raise EvaluateError(
-            f"The budget must reach each of the {k} members; it is {budget}.",
-            f"Give {2 * k} or more.",
-        )
-    return budget
-
-
-def _method(name: str) -> str:
-    if name not in SAMPLERS:
-        raise EvaluateError(
-            f"Unknown method {name!r}{closest(name, SAMPLERS)}.",
-            f"Known: {', '.join(SAMPLERS)}.",
-        )
-    return name

@@ -24,7 +24,7 @@ from typing import Any
 
 from fusetune.errors import MemberError
 from fusetune.members.header import TensorInfo, read_header
-from fusetune.members.manifest import read_manifest
+from fusetune.members.manifest import Manifest, read_manifest
 from fusetune.members.member import Member, check_sizes, read_json, step_of
 
 WEIGHTS = "adapter_model.safetensors"
@@ -104,14 +104,29 @@ class AdapterMember(Member):
         manifest = read_manifest(path)
         if manifest is not None:
             check_sizes(path, manifest)
+        return cls.of(path, read_header(path / WEIGHTS), (path / WEIGHTS,), manifest)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        files: tuple[Path, ...],
+        manifest: Manifest | None,
+    ) -> AdapterMember:
+        """An adapter whose tensors are known; the folder has its configuration.
+
+        Raises:
+            MemberError: As `open`.
+        """
         if not (path / CONFIG).is_file():
             raise MemberError(
-                f"{path} has {WEIGHTS} but no {CONFIG}, which says its scaling.",
+                f"{path} has {files[0].name} but no {CONFIG}, which says its scaling.",
                 hint="Save the adapter with PEFT's save_pretrained.",
             )
         config = read_json(path / CONFIG)
         _check_kind(path, config)
-        tensors = dict(sorted(read_header(path / WEIGHTS).items()))
+        tensors = dict(sorted(tensors.items()))
         modules, whole = _parse(path, tensors, config)
         plain = path / "config.json"
         return cls(
@@ -119,7 +134,7 @@ class AdapterMember(Member):
             step=manifest.step if manifest else step_of(path),
             tensors=tensors,
             config=read_json(plain) if plain.exists() else {},
-            files=(path / WEIGHTS,),
+            files=files,
             manifest=manifest,
             adapter=config,
             modules=modules,
@@ -154,15 +169,6 @@ class AdapterMember(Member):
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter and no whole model."""
     return (path / WEIGHTS).is_file() and not (path / "model.safetensors").exists()
-
-
-def open_member(path: Path) -> Member:
-    """A whole model or an adapter, whichever the folder holds.
-
-    Raises:
-        MemberError: As `Member.open` and `AdapterMember.open`.
-    """
-    return AdapterMember.open(path) if is_adapter(path) else Member.open(path)
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:

@@ -95,6 +95,11 @@ class Average(ABC):
             raise ValueError("This average was made without a model, for writing files only.")
         return self._model
 
+    @property
+    def filled(self) -> nn.Module | None:
+        """The same, or None."""
+        return self._model
+
     @abstractmethod
     def _mix_into_model(self, weights: Mixture) -> None:
         """Make the model Σ w_i θ_i, in place."""

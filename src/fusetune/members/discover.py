@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusetune.errors import MemberError
+from fusetune.members import formats
 from fusetune.members.manifest import MANIFEST
 from fusetune.members.member import INDEX, SINGLE, looks_like_member
 
@@ -74,6 +75,8 @@ def natural(path: Path) -> tuple[tuple[int, int | str], ...]:
 def _expand(path: Path) -> list[Path]:
     if path.is_dir():
         return _inside(path)
+    if path.is_file() and formats.looks_like(path):
+        return [path]
     if path.exists():
         raise MemberError(
             f"{path} is a file; a checkpoint is a folder.", hint=f"Give {path.parent}."
@@ -81,21 +84,28 @@ def _expand(path: Path) -> list[Path]:
     if not glob.has_magic(str(path)):
         raise MemberError(f"{path} does not exist.", hint="Check the path.")
     matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-    return sorted((p for p in matches if _visible(p) and looks_like_member(p)), key=natural)
+    return _members(matches)
 
 
 def _inside(folder: Path) -> list[Path]:
     """The members in a folder, or the folder itself if it is one."""
     if (folder / "members").is_dir() and not _has_weights(folder):
         return _inside(folder / "members")
-    inside = sorted(
-        (p for p in folder.iterdir() if _visible(p) and looks_like_member(p)), key=natural
-    )
+    inside = _members(folder.iterdir())
     if looks_like_member(folder):
         # A Trainer's output folder has the last model beside its checkpoints; another
         # model's sub-folder (a sentence-transformers module) is no checkpoint.
         inside = [p for p in inside if CHECKPOINT.fullmatch(p.name)]
     return inside or [folder]
+
+
+def _members(paths: Iterable[Path]) -> list[Path]:
+    """Those that look like members, in natural order; single files where there is no folder.
+
+    A file beside folders of checkpoints is anything, most often what a script left there.
+    """
+    found = sorted((p for p in paths if _visible(p) and looks_like_member(p)), key=natural)
+    return [p for p in found if p.is_dir()] or found
 
 
 def _without_incomplete(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -20,6 +20,7 @@ from fusetune.members.disk import (
     require_space,
     write_json,
 )
+from fusetune.members.formats import TOKENIZER_FILES
 from fusetune.members.points import OwnModel, Point, to_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.writer import write_average
@@ -31,21 +32,6 @@ __all__ = ["FUSION", "ExportForm", "export", "model_card"]
 
 FUSION = "fusion.json"
 MERGED = ExportForm()
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 
 
 def export(
@@ -75,7 +61,7 @@ def export(
         pool: The members.
         folder: Made, or replaced as a whole if an earlier export made it.
         tokenizer: Saved beside the model; by default the template's files are copied.
-        template: Folder that the configuration comes from; by default the last member.
+        template: Folder that the configuration comes from; by default the last checkpoint.
         card: README.md; by default `model_card` without metrics.
         extra: More keys for fusion.json, such as "method" and "validation".
         max_shard_size: Largest weight file, in bytes or as "5GB".
@@ -90,11 +76,11 @@ def export(
         ValueError: If `extra` has a key that fusion.json has already.
     """
     folder = Path(folder)
-    source = Path(template) if template is not None else pool.members[-1].path
+    source = Path(template) if template is not None else pool.last.loadable
     record = fusion_record(pool, point)
     if clash := record.keys() & (extra or {}).keys():
         raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
-    _require_replaceable(folder)
+    require_replaceable(folder)
     require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
         if form.adapter:
@@ -102,7 +88,7 @@ def export(
         else:
             write_average(average, point, new, max_shard_size=max_shard_size)
             _write_generation_config(pool, source, new)
-        _write_config(pool, source, new)
+        _write_config(average, pool, source, new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         else:
@@ -110,7 +96,7 @@ def export(
         if card is None:
             card = model_card(pool, point, name=folder.name, adapter=form.adapter)
         (new / "README.md").write_text(card, encoding="utf-8")
-        write_json(new / FUSION, _finite({**record, **(extra or {})}))
+        write_json(new / FUSION, finite({**record, **(extra or {})}))
     return folder
 
 
@@ -132,7 +118,7 @@ def fusion_record(pool: MemberPool, point: Point) -> dict[str, Any]:
     }
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
     """Nothing but an earlier export may be replaced: a mistyped folder must survive."""
     if folder.is_dir() and ((folder / FUSION).exists() or not any(folder.iterdir())):
         return
@@ -153,8 +139,8 @@ def _write_adapter(
     return write_adapter(average, point, new, form.rank)
 
 
-def _write_config(pool: MemberPool, source: Path, new: Path) -> None:
-    """config.json of the template, with the dtype that the files really have.
+def _write_config(average: Average, pool: MemberPool, source: Path, new: Path) -> None:
+    """config.json of the template, else of the model, with the dtype of the files.
 
     `from_pretrained` casts to the configuration's dtype, which would change the numbers.
     """
@@ -164,7 +150,7 @@ def _write_config(pool: MemberPool, source: Path, new: Path) -> None:
     elif path.exists():
         config = json.loads(path.read_text(encoding="utf-8"))
     else:
-        return
+        config = _config_of(average)
     if not config:
         return
     tensors = pool.tensors.values()
@@ -173,6 +159,16 @@ def _write_config(pool: MemberPool, source: Path, new: Path) -> None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes.pop()
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (new / "config.json").write_text(text, encoding="utf-8")
+
+
+def _config_of(average: Average) -> dict[str, Any]:
+    """Of the model that averages are put into; empty if there is none of Transformers."""
+    model = average.filled
+    to_json_string = getattr(getattr(model, "config", None), "to_json_string", None)
+    if to_json_string is None:
+        return {}
+    found: dict[str, Any] = json.loads(to_json_string())
+    return {**found, "architectures": [type(model).__name__]}
 
 
 def _write_generation_config(pool: MemberPool, source: Path, new: Path) -> None:
@@ -191,12 +187,12 @@ def _copy(source: Path, new: Path, *names: str) -> None:
             shutil.copyfile(source / name, new / name)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same JSON value with null for NaN and infinities, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fusetune.errors import MemberError
+from fusetune.members import formats
 from fusetune.members.disk import file_sha256
 from fusetune.members.header import TensorInfo, TensorSpec, read_header
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "model*.pt", "model*.pth")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Member:
     """A checkpoint whose files have been found whole; its tensors stay on the disk.
 
     Attributes:
-        path: The folder.
+        path: The folder; of another format than safetensors, it may be a file.
         step: Optimiser step at which it was taken, if known.
         tensors: Tensor name → dtype, shape and file, ordered by name.
         config: config.json, or empty if there is none.
         files: Weight files, without the index of shards.
         manifest: member.json, if the checkpoint has one.
+        copy: Folder of a copy as safetensors, which `tensors` are in, of another format.
+        pretrained: Whether it is the model that the training began with, no checkpoint of it.
     """
 
     path: Path
@@ -42,6 +44,8 @@ class Member:
     config: Mapping[str, Any]
     files: tuple[Path, ...]
     manifest: Manifest | None = None
+    copy: Path | None = None
+    pretrained: bool = False
 
     @classmethod
     def open(cls, path: str | Path) -> Member:
@@ -77,6 +81,11 @@ class Member:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def loadable(self) -> Path:
+        """The folder that `from_pretrained` reads."""
+        return self.copy or self.path
 
     @property
     def trajectory(self) -> int | None:
@@ -147,12 +156,9 @@ class Members(Source, Protocol):
 
 
 def looks_like_member(path: Path) -> bool:
-    """Whether a folder has weights of any kind or a manifest, readable or not."""
+    """Whether there are weights of any kind or a manifest, readable or not."""
     names = (SINGLE, INDEX, MANIFEST, "adapter_model.safetensors")
-    return path.is_dir() and (
-        any((path / name).exists() for name in names)
-        or any(next(path.glob(pattern), None) for pattern in PICKLED)
-    )
+    return any((path / name).exists() for name in names) or formats.looks_like(path)
 
 
 def step_of(path: Path) -> int | None:
@@ -165,7 +171,7 @@ def step_of(path: Path) -> int | None:
             step = None
         if isinstance(step, int):
             return step
-    match = re.search(r"(\d+)$", path.name)
+    match = re.search(r"(\d+)$", path.stem if path.is_file() else path.name)
     return int(match[1]) if match else None
 
 
@@ -181,12 +187,6 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
         raise MemberError(
             f"{path} holds a LoRA adapter, not a whole model.",
             hint="Open it with MemberPool, which lays adapters on their base model.",
-        )
-    if any(next(path.glob(pattern), None) for pattern in PICKLED):
-        raise MemberError(
-            f"{path} holds only pickled weights, and loading a pickle can run any code.",
-            hint="If you trust the file, convert it: "
-            "AutoModel….from_pretrained(folder).save_pretrained(folder).",
         )
     raise MemberError(f"{path} holds no weights: neither {SINGLE} nor {INDEX}.")
 

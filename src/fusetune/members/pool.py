@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.adapter import AdapterMember, open_member
+from fusetune.members import formats
+from fusetune.members.adapter import AdapterMember
 from fusetune.members.adapter_compare import adapter_errors
 from fusetune.members.adapter_source import AdapterSource
-from fusetune.members.base import BaseModel, base_of
+from fusetune.members.base import Base, BaseModel, base_of
 from fusetune.members.compare import differences, mismatch
+from fusetune.members.conversion import Conversion, open_member
 from fusetune.members.discover import Paths, find_members
 from fusetune.members.files import FileSource
 from fusetune.members.header import TensorSpec
@@ -70,16 +73,25 @@ class MemberPool:
             one that the first adapter names. Not used for whole models.
     """
 
-    def __init__(self, members: Sequence[Member], base: BaseModel | None = None) -> None:
+    def __init__(self, members: Sequence[Member], base: BaseModel | Base | None = None) -> None:
         self.members: tuple[Member, ...] = tuple(members)
         adapters = [member for member in self.members if isinstance(member, AdapterMember)]
         self.adapters: AdapterSource | None = None
         if adapters:
-            self.adapters = AdapterSource(adapters, base_of(adapters, base))
+            known = base if isinstance(base, Base) else base_of(adapters, base)
+            self.adapters = AdapterSource(adapters, known)
         self._source: Source = self.adapters or FileSource(self.members)
+        self._kept: list[object] = []  # folders that go with the pool
 
     @classmethod
-    def open(cls, paths: Paths, base: BaseModel | None = None) -> MemberPool:
+    def open(
+        cls,
+        paths: Paths,
+        base: BaseModel | None = None,
+        *,
+        allow_pickle: bool = False,
+        copies: str | Path | None = None,
+    ) -> MemberPool:
         """Find and check members; no tensor is loaded and nothing pickled is read.
 
         Args:
@@ -87,15 +99,48 @@ class MemberPool:
                 all whole models or all LoRA adapters.
             base: What adapters are laid on, a model or a function that loads it; by default
                 the one that they name. Loaded when the first tensor is asked for.
+            allow_pickle: Consent to members that are files of `torch.save` (`.bin`, `.pt`,
+                `.pth`, `.ckpt`); they are read with `weights_only`.
+            copies: Where copies as safetensors are kept of members in other formats; by
+                default in a temporary folder, which goes with the pool.
 
         Raises:
             MemberError: If a checkpoint is damaged, if they differ in names, shapes,
                 dtypes, architecture or vocabulary, or if there are fewer than two.
         """
-        inspection = inspect(paths)
+        inspection = inspect(paths, allow_pickle=allow_pickle)
         if inspection.errors:
             raise inspection.errors[0]
-        return cls(inspection.members, base)
+        if all(f.suffix == ".safetensors" for m in inspection.members for f in m.files):
+            return cls(inspection.members, base)
+        return cls.of([m.path for m in inspection.members], base, allow_pickle, copies)
+
+    @classmethod
+    def of(
+        cls,
+        places: Sequence[Path],
+        base: BaseModel | None = None,
+        allow_pickle: bool = False,
+        copies: str | Path | None = None,
+    ) -> MemberPool:
+        """The members at these places, in their order; see `open`."""
+        temporary = None
+        if copies is None and any(formats.find(path) for path in places):
+            temporary = TemporaryDirectory(prefix="fusetune-")
+            copies = temporary.name
+        conversion = Conversion(Path(copies) if copies else None, allow_pickle=allow_pickle)
+        pool = cls([open_member(path, conversion) for path in places], base)
+        return pool.keeping(temporary)
+
+    def extended(self, member: Member) -> MemberPool:
+        """A pool with one member more, which fits; the base of adapters is shared."""
+        base = None if self.adapters is None else self.adapters.base
+        return MemberPool((*self.members, member), base).keeping(*self._kept)
+
+    def keeping(self, *things: object) -> MemberPool:
+        """The pool itself, which keeps things alive as long as it lives."""
+        self._kept += [thing for thing in things if thing is not None]
+        return self
 
     def __len__(self) -> int:
         return len(self.members)
@@ -104,6 +149,16 @@ class MemberPool:
     def names(self) -> tuple[str, ...]:
         """The members' folder names."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Indices of the checkpoints; the model that they began with, if it is one, is none."""
+        return tuple(i for i, member in enumerate(self.members) if not member.pretrained)
+
+    @property
+    def last(self) -> Member:
+        """The last checkpoint."""
+        return self.members[self.trained[-1]]
 
     @property
     def num_parameters(self) -> int:
@@ -175,8 +230,12 @@ class MemberPool:
         StreamingAverage(self, model).into_model(weights)
 
 
-def inspect(paths: Paths) -> Inspection:
+def inspect(paths: Paths, *, allow_pickle: bool = False) -> Inspection:
     """Say what the checkpoints are, and whether and why they can or cannot be fused.
+
+    Args:
+        paths: As of `MemberPool.open`.
+        allow_pickle: Consent to pickled ones; others' tensors are not read.
 
     Raises:
         MemberError: Only if there is no checkpoint to speak of.
@@ -186,7 +245,7 @@ def inspect(paths: Paths) -> Inspection:
     errors: list[MemberError] = []
     for folder in found.folders:
         try:
-            members.append(open_member(folder))
+            members.append(open_member(folder, Conversion(allow_pickle=allow_pickle)))
         except MemberError as error:
             errors.append(error)
     if all(member.step is not None for member in members):

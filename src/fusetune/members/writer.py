@@ -64,6 +64,21 @@ def write_average(
     return [folder / name for name in split.filename_to_tensors]
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as one safetensors file, one after the other: memory for one of them.
+
+    Args:
+        path: The file.
+        tensors: Name → tensor; of a dtype of `header.DTYPES`.
+    """
+    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with _shard(path, list(specs), specs) as places:
+        for name, tensor in tensors.items():
+            if tensor.numel():
+                flat = tensor.detach().reshape(-1)
+                places[name].write(slice(0, len(flat)), flat)
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a tensor's data stand in an open file."""

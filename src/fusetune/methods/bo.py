@@ -11,7 +11,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
-from fusetune.methods.search import search
+from fusetune.methods.search import base_starts, search
 from fusetune.optimization.fusion import Settings
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
@@ -39,5 +39,6 @@ def bo(
         seed=seed,
         settings=Settings(kernel="rbf", acquisition="ucb"),
         primary_only=True,
+        starts=base_starts(pool),
     )
     return search("bo", sampler, evaluator, k=k, budget=budget, loop=loop)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def ema(
     loop: Loop,
     origin: Origin | None = None,
 ) -> FusionResult:
-    """The best of the averages w_i ∝ decay^(k − 1 − i), members in order of their steps.
+    """The best of the averages w_i ∝ decay^(k − 1 − i), checkpoints in order of their steps.
 
     Each decay of `DECAYS` is one evaluation; a smaller budget tries every so manieth, the
     uniform average first. Equal ones: the slower decay.
@@ -39,21 +40,29 @@ def ema(
     Raises:
         MemberError: If the members are of several trajectories, which have no one order.
     """
-    if len({member.trajectory for member in pool.members}) > 1:
+    members = [pool.members[i] for i in pool.trained]
+    if len({member.trajectory for member in members}) > 1:
         raise MemberError(
             "ema weighs the members along one trajectory; these are of several.",
             "Leave it out, or take the members of one trajectory.",
         )
-    k = len(pool)
+    k, count = len(pool), len(members)
     places = np.linspace(0, len(DECAYS) - 1, min(len(DECAYS), budget)).round().astype(int)
     decays = [DECAYS[i] for i in places]
     best = decays[0]
-    evaluator.prefetch(decayed(k, decay) for decay in decays)
+    averages = {decay: _of(decayed(count, decay), pool.trained, k) for decay in decays}
+    evaluator.prefetch(averages.values())
     for decay in decays[1:]:
-        if evaluator.better(evaluator(decayed(k, decay)), evaluator(decayed(k, best))):
+        if evaluator.better(evaluator(averages[decay]), evaluator(averages[best])):
             best = decay
-    result = FusionResult.of(decayed(k, best), evaluator)
+    result = FusionResult.of(averages[best], evaluator)
     return dataclasses.replace(result, details={"decay": best, "decays": decays})
+
+
+def _of(weights: FusionWeights, indices: Sequence[int], k: int) -> FusionWeights:
+    """The same weights on these of k members."""
+    values = dict(zip(indices, weights.values, strict=True))
+    return FusionWeights(tuple(values.get(i, 0.0) for i in range(k)))
 
 
 def decayed(k: int, decay: float) -> FusionWeights:

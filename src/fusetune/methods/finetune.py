@@ -20,11 +20,12 @@ def finetune(
     loop: Loop,
     origin: Origin | None = None,
 ) -> FusionResult:
-    """The member with the best primary metric; equal ones are told apart by their loss."""
+    """The checkpoint with the best primary metric; equal ones are told apart by their loss."""
     k = len(pool)
     evaluator.prefetch(starting_points(k))
-    best = FusionWeights.one_hot(0, k)
-    for i in range(1, k):
+    first, *others = pool.trained
+    best = FusionWeights.one_hot(first, k)
+    for i in others:
         candidate = FusionWeights.one_hot(i, k)
         if evaluator.better(evaluator(candidate), evaluator(best)):
             best = candidate

@@ -18,7 +18,7 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.members.pool import MemberPool
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
-from fusetune.methods.search import MOBO, search, study_name
+from fusetune.methods.search import MOBO, base_starts, search, study_name
 from fusetune.optimization.prior import LEAST_CORRELATION, MakePrior, Prior
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
@@ -54,7 +54,9 @@ def mobo(
     k = len(pool)
     evaluator.prefetch(starting_points(k))
     make = ensemble_prior(evaluator, k) if prior else None
-    sampler = FusionSampler(k, evaluator.objectives, seed=seed, prior=make)
+    sampler = FusionSampler(
+        k, evaluator.objectives, seed=seed, prior=make, starts=base_starts(pool)
+    )
     result = search(MOBO, sampler, evaluator, k=k, budget=budget, loop=loop)
     study = loop.find(study_name(MOBO))
     assert study is not None  # it has just been run

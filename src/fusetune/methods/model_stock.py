@@ -38,7 +38,7 @@ def model_stock(
     members agree on the way (c near 1, as in one trajectory), t is near 1 and the result near
     `swa`; where they do not, it falls back towards θ_0. One evaluation, no choice. A
     negative c counts as 0, so that t stays between 0 and 1; a tensor that no member has
-    moved stays.
+    moved stays. θ_0 as a member itself does not count.
 
     Raises:
         StageError: If θ_0 is not known or is not of the members' shapes.
@@ -84,11 +84,11 @@ def _stock(pool: MemberPool, name: str, start: Tensor) -> tuple[Tensor, float]:
     The cosines of all pairs add up to |Σ_i u_i|² − k, u_i the unit vectors, so that two
     tensors are held, not k.
     """
-    k = len(pool)
+    k = len(pool.trained)
     total = torch.zeros_like(start)
     units = torch.zeros_like(start)
     moved = 0
-    for i in range(k):
+    for i in pool.trained:
         way = pool.load_tensor(i, name).double() - start
         total += way
         length = float(way.norm())

@@ -46,6 +46,14 @@ def weights_of(trial: FrozenTrial) -> FusionWeights:
     return FusionWeights(tuple(trial.user_attrs["weights"]))
 
 
+def base_starts(pool: MemberPool) -> list[frozenset[int]]:
+    """What a search begins with besides: the average of the checkpoints without their base.
+
+    Empty where the base is no member: that is the average of all then.
+    """
+    return [] if len(pool.trained) == len(pool) else [frozenset(pool.trained)]
+
+
 def search(
     method: str,
     sampler: BaseSampler,

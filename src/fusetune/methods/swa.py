@@ -22,5 +22,8 @@ def swa(
     loop: Loop,
     origin: Origin | None = None,
 ) -> FusionResult:
-    """Stochastic weight averaging: one evaluation, no choice [Izmailov2018]."""
-    return FusionResult.of(FusionWeights.uniform(len(pool)), evaluator)
+    """Stochastic weight averaging: one evaluation, no choice [Izmailov2018].
+
+    Of the checkpoints: a base model that is a member too has no weight.
+    """
+    return FusionResult.of(FusionWeights.uniform(len(pool), pool.trained), evaluator)

@@ -220,7 +220,8 @@ def _check_folder(path: Path, allow_pickle: bool, gguf_file: str | None = None) 
         if not allow_pickle:
             raise ModelError(
                 f"{path} has only pickled weights, which can run code when loaded.",
-                "Convert them to safetensors, or consent with model.allow_pickle=true.",
+                "Convert them to safetensors, or consent with model.allow_pickle=true "
+                "(--allow-pickle of finished runs).",
             )
         return
     raise ModelError(

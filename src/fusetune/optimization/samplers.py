@@ -127,6 +127,7 @@ class FusionSampler(RecordingSampler):
             failing, one or more; asked for once that is known of all of them. The prior
             is given up, objective by objective, where it does not predict; see
             `prior.Prior.correlations`.
+        starts: Further sets of members whose averages come after the uniform one.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class FusionSampler(RecordingSampler):
         settings: fusion.Settings | None = None,
         primary_only: bool = False,
         prior: MakePrior | None = None,
+        starts: Sequence[Subset] = (),
     ) -> None:
         super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
         self.k = k
@@ -145,6 +147,7 @@ class FusionSampler(RecordingSampler):
         self.settings = settings
         self.primary_only = primary_only
         self._make_prior = prior
+        self._further = tuple(starts)
         self._priors: dict[tuple[int, ...], Prior] = {}
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
@@ -207,7 +210,7 @@ class FusionSampler(RecordingSampler):
 
     def _starts(self) -> list[Subset]:
         everybody = frozenset(range(self.k))
-        return [*(frozenset({i}) for i in range(self.k)), everybody]
+        return [*(frozenset({i}) for i in range(self.k)), everybody, *self._further]
 
     def _values(self, done: Sequence[FrozenTrial]) -> NDArray[np.float64]:
         names = [o.name for o in self.objectives]

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 
 from fusetune.members.discover import find_members
+from fusetune.members.formats import PICKLES
 from fusetune.members.member import Member
 from fusetune.pipeline.finished import CLASSIFICATION, GENERATION, REGRESSION, SPANS, Finished
 from fusetune.tasks import metrics as registry
@@ -43,6 +44,8 @@ class Wanted:
         labels: Names of the class ids, where the checkpoints have other ones than the data.
         model: Folder or hub id of tokenizer and base model.
         kind: Of the task, where the architecture does not tell.
+        allow_pickle: Consent to pickled checkpoints.
+        with_base: Whether the model that the training began with is a member too.
     """
 
     members: tuple[str, ...]
@@ -56,6 +59,8 @@ class Wanted:
     labels: tuple[str, ...] = ()
     model: str | None = None
     kind: str | None = None
+    allow_pickle: bool = False
+    with_base: bool = False
 
     def command(self, members: Iterable[str], out: str) -> str:
         """The same command for other members, to be typed into a shell."""
@@ -71,6 +76,8 @@ class Wanted:
         for name in ("model", "kind"):
             if getattr(self, name):
                 parts += [f"--{name}", getattr(self, name)]
+        flags = {"--allow-pickle": self.allow_pickle, "--with-base": self.with_base}
+        parts += [flag for flag, given in flags.items() if given]
         return shlex.join([*parts, "--out", out])
 
 
@@ -89,7 +96,8 @@ def shortest(members: Sequence[Member]) -> list[str]:
 
 def next_command(members: Sequence[Member], kind: str | None) -> str:
     """What to type to fuse these members, with words in capitals for what is not known."""
-    given = Wanted(members=(), data="DATA.jsonl", metrics=("METRIC",))
+    pickled = any(file.suffix in PICKLES for member in members for file in member.files)
+    given = Wanted((), data="DATA.jsonl", metrics=("METRIC",), allow_pickle=pickled)
     if kind == GENERATION:
         given = replace(given, prompt="{{ COLUMN }}", reference="COLUMN")
     else:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from fusetune.members.base_member import check_base_tensors, state_of
 from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
+from fusetune.members.member import Member
 from fusetune.models.lora import require_peft
 from fusetune.optimization import RIVALS, rivals
 from fusetune.pipeline import existing
@@ -32,18 +35,19 @@ def check(context: Context) -> None:
         if method in RIVALS:
             rivals.require(method)
     trains = recipe.train.checkpoints is None
-    if not trains:
-        existing.check(context)
+    members = () if trains else existing.check(context)
     if isinstance(context.task, OfModel):  # what does not fit the model shows in encoding
         for split in context.task.splits:
             _ = context.train_data if split == "train" else context.encode(split)
     for note in context.task.notes:
         context.display.warn(note)
-    size, kept = _check_model(context)
+    size, kept = _check_model(context, members)
     if trains:
         _check_training(context, size, kept)
     elif context.folder.done("fuse") is None:
-        require_space(context.folder.path, size)
+        other = [m for m in members if any(f.suffix != ".safetensors" for f in m.files)]
+        copies = sum(member.nbytes for member in other) + recipe.fuse.base_member * size
+        require_space(context.folder.path, size + copies)
 
 
 def _check_training(context: Context, size: int, kept: int) -> None:
@@ -81,8 +85,13 @@ def _check_training(context: Context, size: int, kept: int) -> None:
         require_space(context.folder.path, copies * kept + size)
 
 
-def _check_model(context: Context) -> tuple[int, int]:
-    """Build the model once; bytes of its weights, and of what a member keeps of them."""
+def _check_model(context: Context, members: Sequence[Member]) -> tuple[int, int]:
+    """Build the model once; bytes of its weights, and of what a member keeps of them.
+
+    Args:
+        context: Of the run.
+        members: Checkpoints that exist already, which a base model has to fit.
+    """
     recipe = context.recipe
     if recipe.model.lora is not None:
         require_peft()
@@ -96,5 +105,8 @@ def _check_model(context: Context) -> tuple[int, int]:
         plain = model if context.lora is None or exist else context.base()
         shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
         find_blocks(plain.config.to_dict(), shapes)
+    if recipe.fuse.base_member and members and context.lora is None:
+        specs = members[0].tensors
+        check_base_tensors(specs, state_of(model), list(specs))
     trained = sum(nbytes for nbytes, trains in sizes if trains)
     return size, size if context.lora is None else trained

@@ -205,6 +205,20 @@ class Context:
         model.eval()
         return model
 
+    def pretrained(self) -> tuple[PreTrainedModel, frozenset[str]]:
+        """The same, and the names of the tensors that were drawn, as it has none of its own."""
+        drawn: set[str] = set()
+
+        def make(path: str, **options: Any) -> Any:
+            built: Any = self.task.build(path, output_loading_info=True, **options)
+            if not isinstance(built, tuple):  # a model without weights, drawn as a whole
+                return built
+            drawn.update(built[1]["missing_keys"])
+            return built[0]
+
+        set_seed(self.recipe.seed)
+        return self.source.build(make).eval(), frozenset(drawn)
+
     @property
     def lora(self) -> LoraSettings | None:
         """The adapters of the full training, if it trains adapters."""

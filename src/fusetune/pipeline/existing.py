@@ -7,13 +7,14 @@ opens those places and no others, and notices if what stands there has changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusetune.errors import MemberError, RecipeError, StageError
-from fusetune.members.adapter import AdapterMember, open_member
+from fusetune.members.adapter import AdapterMember
 from fusetune.members.base import BaseModel
+from fusetune.members.member import Member
 from fusetune.members.pool import MemberPool, inspect
 from fusetune.pipeline.context import Context
 from fusetune.recipe import Recipe
@@ -24,21 +25,20 @@ NEED_TRAINING = ("twa", "fisher")
 BRING_BACK = "Bring the checkpoint back, or start anew with --force."
 
 
-def find(recipe: Recipe, base: BaseModel | None = None) -> MemberPool:
-    """The checkpoints that the recipe names; no tensor is loaded.
+def find(recipe: Recipe) -> tuple[Member, ...]:
+    """The checkpoints that the recipe names; those in other formats are only looked at.
 
     Args:
         recipe: With `train.checkpoints`.
-        base: What adapters are laid on.
 
     Raises:
-        MemberError: If there are fewer than two, one is damaged or pickled, or they do not
-            fit together.
+        MemberError: If there are fewer than two, one is damaged, or pickled without consent,
+            or they do not fit together.
         RecipeError: If their number is not `train.members`, or they are adapters and
             `model.lora` is not set, or the other way round.
     """
     assert recipe.train.checkpoints is not None
-    found = inspect(recipe.train.checkpoints)
+    found = inspect(recipe.train.checkpoints, allow_pickle=recipe.model.allow_pickle)
     if found.errors:
         raise found.errors[0]
     count = len(found.members)
@@ -55,11 +55,14 @@ def find(recipe: Recipe, base: BaseModel | None = None) -> MemberPool:
             f"model.lora is {'not ' if adapters else ''}set.",
             f"{'Set' if adapters else 'Leave out'} model.lora.",
         )
-    return MemberPool(found.members, base)
+    return found.members
 
 
-def check(context: Context) -> None:
+def check(context: Context) -> tuple[Member, ...]:
     """Find what is wrong with the checkpoints, and with methods that need more than them.
+
+    Returns:
+        The checkpoints; none where an earlier start has recorded them.
 
     Raises:
         FusetuneError: As `find`; and if a method needs training rows and there are none.
@@ -72,14 +75,21 @@ def check(context: Context) -> None:
             f"{', '.join(splits)}.",
             "Give the training data too (task.data.train), or leave out of fuse.methods.",
         )
-    if context.folder.done("train") is None:
-        find(recipe, context.base)
+    members = find(recipe) if context.folder.done("train") is None else ()
+    inside = [m for m in members if m.path.resolve() == Path(recipe.model.name).resolve()]
+    if recipe.fuse.base_member and inside:
+        raise StageError(
+            "fuse.base_member needs the model that the training began with; model.name is the "
+            f"checkpoint {recipe.model.name}.",
+            "Give that model (--model, or model.name), or leave out fuse.base_member.",
+        )
+    return tuple(members)
 
 
 def record(context: Context) -> dict[str, Any]:
     """The record of a stage `train` that trains nothing: where the members are."""
     started = time.perf_counter()
-    members = find(context.recipe, context.base).members
+    members = find(context.recipe)
     return {
         "params": {},
         "steps": max((m.step for m in members if m.step is not None), default=None),
@@ -92,26 +102,33 @@ def record(context: Context) -> dict[str, Any]:
     }
 
 
-def open_recorded(recorded: Mapping[str, Any], base: BaseModel | None = None) -> MemberPool:
-    """The members that `record` found, in its order.
+def open_recorded(
+    recorded: Mapping[str, Any],
+    base: BaseModel | None = None,
+    *,
+    allow_pickle: bool = False,
+    copies: Path | None = None,
+) -> MemberPool:
+    """The members that `record` found, in its order; those in other formats are converted.
 
     Args:
         recorded: Of the stage `train`.
         base: What adapters are laid on.
+        allow_pickle: Consent to pickled members.
+        copies: Where copies as safetensors are kept.
 
     Raises:
         MemberError: If one is gone or has changed.
     """
-    paths: Sequence[str] = recorded["paths"]
-    members = []
-    for path, digest in zip(paths, recorded["sha256"], strict=True):
-        if not Path(path).is_dir():
+    places = [Path(path) for path in recorded["paths"]]
+    for path in places:
+        if not path.exists():
             raise MemberError(f"{path}, a member of this run, is gone.", BRING_BACK)
-        member = open_member(Path(path))
+    pool = MemberPool.of(places, base, allow_pickle, copies)
+    for member, digest in zip(pool.members, recorded["sha256"], strict=True):
         if member.sha256 != digest:
             raise MemberError(
-                f"The weights of {path} are not those that this run began with.",
+                f"The weights of {member.path} are not those that this run began with.",
                 BRING_BACK,
             )
-        members.append(member)
-    return MemberPool(members, base)
+    return pool

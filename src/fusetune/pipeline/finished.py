@@ -10,8 +10,9 @@ from typing import Any
 from fusetune.errors import MemberError
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.base import HEADS
-from fusetune.members.export import TOKENIZER_FILES
+from fusetune.members.formats import TOKENIZER_FILES
 from fusetune.members.member import Member
+from fusetune.models.load import PICKLED
 
 CLASSIFICATION, REGRESSION = "sequence-classification", "regression"
 SPANS, GENERATION = "span-question-answering", "generation"
@@ -123,8 +124,10 @@ def _beside(path: Path) -> str | None:
     """The folder, or the one around it, that has a tokenizer as well as a model."""
     for folder in (path, path.absolute().parent):
         tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        weights = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-        if tokenizer and weights:
+        weights = any(folder.glob("*.safetensors")) or any(
+            (folder / name).is_file() for name in PICKLED
+        )
+        if tokenizer and weights and (folder / "config.json").is_file():
             return str(folder.absolute())
     return None
 

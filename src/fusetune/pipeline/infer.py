@@ -10,13 +10,13 @@ from typing import Any
 import datasets
 import yaml
 
-from fusetune.errors import DataError, MemberError, RecipeError
-from fusetune.members.groups import groups
+from fusetune.errors import DataError, RecipeError
 from fusetune.members.member import Member
 from fusetune.members.pool import inspect
 from fusetune.pipeline import finished
-from fusetune.pipeline.asking import Wanted, inputs, labels, metrics, shortest
+from fusetune.pipeline.asking import Wanted, inputs, labels, metrics
 from fusetune.pipeline.finished import CLASSIFICATION, Finished
+from fusetune.pipeline.several import require_one_kind, require_one_run
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import parse
 from fusetune.tasks.data import read
@@ -86,7 +86,10 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
             "checkpoints": [str(Path(m).expanduser().absolute()) for m in wanted.members],
             "members": len(members),
         },
-        "fuse": {"evaluations": EVALUATIONS_PER_MEMBER * len(members)},
+        "fuse": {
+            "evaluations": EVALUATIONS_PER_MEMBER * (len(members) + wanted.with_base),
+            **({"base_member": True} if wanted.with_base else {}),
+        },
     }
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     recipe = parse(text, overrides, name="The inferred recipe")
@@ -95,26 +98,11 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
 
 
 def _members(wanted: Wanted) -> tuple[Member, ...]:
-    inspection = inspect(list(wanted.members))
-    together = groups(inspection.members)
-    if len(together) > 1:
-        lines = []
-        for number, group in enumerate(together, 1):
-            one = finished.read(group[-1], wanted.kind)
-            counted = f"{len(group)} checkpoint{'s' if len(group) > 1 else ''}"
-            lines.append(
-                f"{number}. {counted} of {one.architecture}, {group[0].num_parameters:,} "
-                f"parameters: {', '.join(member.name for member in group)}"
-            )
-            command = wanted.command(shortest(group), out=f"fused-{number}")
-            lines.append(f"   {command}" if len(group) > 1 else "   alone: nothing to fuse")
-        raise MemberError(
-            f"These {len(inspection.members)} checkpoints are of {len(together)} kinds that "
-            "cannot be fused with one another:\n" + "\n".join(lines) + "\n",
-            "`fusetune members` with the same paths says what differs.",
-        )
+    inspection = inspect(list(wanted.members), allow_pickle=wanted.allow_pickle)
+    require_one_kind(wanted, inspection.members)
     if inspection.errors:
         raise inspection.errors[0]
+    require_one_run(wanted, inspection.members)
     return inspection.members
 
 
@@ -155,6 +143,9 @@ def _data(
 def _model(wanted: Wanted, found: Finished, member: Member, asked: list[str]) -> dict[str, Any]:
     """The recipe's section `model`."""
     name = wanted.model or found.model
+    if wanted.with_base and wanted.model is None and found.lora is None:
+        asked.append("--model: folder or hub id of the model that the training began with")
+        return {}
     if name is None:
         what = "the base model" if found.lora is not None else "the model, for its tokenizer"
         asked.append(f"--model: folder or hub id of {what}; none lies beside {member.path}")
@@ -162,6 +153,8 @@ def _model(wanted: Wanted, found: Finished, member: Member, asked: list[str]) ->
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().absolute())
     section: dict[str, Any] = {"name": name}
+    if wanted.allow_pickle:
+        section["allow_pickle"] = True
     if wanted.model is None and found.revision:
         section["revision"] = found.revision
     if found.lora is not None:

@@ -139,11 +139,11 @@ def _corners(pool: MemberPool, wanted: Sequence[str]) -> tuple[int, int, int]:
     Raises:
         MemberError: If there are not three, or a name is unknown.
     """
-    k = len(pool)
     if not wanted:
-        if k < 3:
-            raise MemberError(f"A plane needs three members; this run has {k}.")
-        return 0, k // 2, k - 1
+        found = pool.trained
+        if len(found) < 3:
+            raise MemberError(f"A plane needs three members; this run has {len(found)}.")
+        return found[0], found[len(found) // 2], found[-1]
     known = {**{str(m.step): i for i, m in enumerate(pool.members) if m.step is not None}}
     known |= {name: i for i, name in enumerate(pool.names)}
     unknown = [name for name in wanted if name not in known]
@@ -152,13 +152,13 @@ def _corners(pool: MemberPool, wanted: Sequence[str]) -> tuple[int, int, int]:
             f"There is no member {unknown[0]!r}{closest(unknown[0], pool.names)} "
             f"(known: {', '.join(pool.names)})."
         )
-    found = [known[name] for name in wanted]
-    if len(found) != 3 or len(set(found)) != 3:
+    named = [known[name] for name in wanted]
+    if len(named) != 3 or len(set(named)) != 3:
         raise MemberError(
             f"A plane needs three different members; got {', '.join(wanted)}.",
             hint=f"This run has {', '.join(pool.names)}.",
         )
-    return found[0], found[1], found[2]
+    return named[0], named[1], named[2]
 
 
 def _marked(context: Context, pool: MemberPool, plane: Plane) -> list[Marked]:
@@ -169,7 +169,7 @@ def _marked(context: Context, pool: MemberPool, plane: Plane) -> list[Marked]:
     points: list[tuple[str, Kind, Point]] = [
         (pool.names[i], "member", FusionWeights.one_hot(i, k)) for i in plane.corners
     ]
-    points.append(("swa", "swa", FusionWeights.uniform(k)))
+    points.append(("swa", "swa", FusionWeights.uniform(k, pool.trained)))
     result = saved_results(context.folder)[chosen]
     points.append((f"{chosen}, chosen", "chosen", result.point))
     marked: list[Marked] = []

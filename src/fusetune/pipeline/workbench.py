@@ -16,8 +16,11 @@ from fusetune.evaluation.compiled import compiled_scorer
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
+from fusetune.members.adapter import AdapterMember
 from fusetune.members.average import Average, build
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
+from fusetune.members.base_member import add_base, state_of, write_base
+from fusetune.members.manifest import read_manifest
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
@@ -55,10 +58,16 @@ class Workbench:
         if self.pool.adapters is not None:
             model = self.pool.adapters.base.model
         else:
-            source = resolve(str(self.pool.members[0].path))
-            model = source.build(self.context.task.build)
+            model = self._plain_model()
         model.eval()
         return build(self.plan, self.pool, model, self.context.device, apart=self.apart)
+
+    def _plain_model(self) -> nn.Module:
+        """A model of the members' kind; of the recipe's where they have no configuration."""
+        first = self.pool.members[0]
+        if not first.config:
+            return self.context.base()
+        return resolve(str(first.loadable)).build(self.context.task.build)
 
     @property
     def apart(self) -> bool:
@@ -118,9 +127,15 @@ def open_members(context: Context) -> Workbench:
     """
     folder = context.folder
     record = folder.done("train") or {}
+    compiles = context.recipe.fuse.compile
     if "paths" in record:
-        pool = open_recorded(record, context.base)
-        return Workbench(pool, context, folder.evaluations, context.recipe.fuse.compile)
+        pool = open_recorded(
+            record,
+            context.base,
+            allow_pickle=context.recipe.model.allow_pickle,
+            copies=folder.converted,
+        )
+        return Workbench(with_base(context, pool), context, folder.evaluations, compiles)
     recorded = record.get("members", [])
     pool = open_pool(context, folder.members)
     if list(pool.names) != recorded:
@@ -129,4 +144,19 @@ def open_members(context: Context) -> Workbench:
             f"{', '.join(recorded)}.",
             "Run `fusetune train --force` to collect them again.",
         )
-    return Workbench(pool, context, folder.evaluations, context.recipe.fuse.compile)
+    return Workbench(with_base(context, pool), context, folder.evaluations, compiles)
+
+
+def with_base(context: Context, pool: MemberPool) -> MemberPool:
+    """The pool, with the pretrained model if the recipe wants it as a member."""
+    if not context.recipe.fuse.base_member:
+        return pool
+    folder = context.folder.base_member
+    if read_manifest(folder) is None:
+        first = pool.members[0]
+        if isinstance(first, AdapterMember) and not first.whole:
+            write_base(folder, pool, {})  # an adapter without factors says it all
+        else:
+            model, drawn = context.pretrained()
+            write_base(folder, pool, state_of(model), drawn)
+    return add_base(pool, folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import (
 
 from fusetune.errors import StageError
 from fusetune.members.base import base_sha256, is_peft
+from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
@@ -106,12 +108,24 @@ class MemberCollector(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Plan the steps, drop members of a cut-off trajectory, check the disk."""
-        self.steps = plan_steps(state.max_steps, self.members, self.collect_from)
+        self.plan(state.max_steps)
         if state.is_world_process_zero:
-            self._prepare(kwargs["model"], state.global_step)
+            self.prepare(_trained(kwargs), state.global_step)
 
-    def _prepare(self, model: nn.Module, taken: int) -> None:
-        """Drop members of steps after `taken`; check that the others find space."""
+    def plan(self, total: int) -> None:
+        """Choose the steps of a training of `total` optimiser steps.
+
+        Raises:
+            StageError: If the window is too short for k members.
+        """
+        self.steps = plan_steps(total, self.members, self.collect_from)
+
+    def prepare(self, model: nn.Module, taken: int) -> None:
+        """Drop members of steps after `taken`; check that the others find space.
+
+        Raises:
+            StageError: If the disk is too small.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         own = member_name(0, self.trajectory).rstrip("0")
         for path in self.folder.iterdir():
@@ -134,7 +148,7 @@ class MemberCollector(TrainerCallback):
     ) -> None:
         """Keep the model if this step is one of the planned ones."""
         if state.global_step in self.steps and state.is_world_process_zero:
-            self.save(kwargs["model"], state.global_step, state.epoch or 0.0)
+            self.save(_trained(kwargs), state.global_step, state.epoch or 0.0)
 
     def step(self, model: nn.Module) -> Path | None:
         """Count one optimiser step of a training loop of one's own.
@@ -152,8 +166,8 @@ class MemberCollector(TrainerCallback):
                 "Give total_steps=epochs * len(loader).",
             )
         if self._taken == 0:
-            self.steps = plan_steps(self.total_steps, self.members, self.collect_from)
-            self._prepare(model, 0)
+            self.plan(self.total_steps)
+            self.prepare(model, 0)
         self._taken += 1
         if self._taken > self.total_steps:
             raise StageError(
@@ -172,9 +186,9 @@ class MemberCollector(TrainerCallback):
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
             if is_peft(inner):
                 _save_adapter(inner, temporary)
-            elif hasattr(inner, "save_pretrained"):
+            elif hasattr(inner, "save_pretrained") and not is_chain(inner):
                 inner.save_pretrained(temporary)
-            else:  # a plain module; tied tensors are written once
+            else:  # under the model's own names; tied tensors are written once
                 save_model(inner, str(temporary / SINGLE))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
@@ -186,6 +200,12 @@ class MemberCollector(TrainerCallback):
                 base=self._base,
             )
         return final
+
+
+def _trained(given: Mapping[str, Any]) -> nn.Module:
+    """The model of a callback's arguments; SetFit's trainer has its sentence encoder apart."""
+    model: nn.Module = given.get("st_model", given["model"])
+    return model
 
 
 def _save_adapter(model: Any, folder: Path) -> None:

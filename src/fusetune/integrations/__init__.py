@@ -1,0 +1,1 @@
+"""Callbacks for training programs that are no `transformers.Trainer`; a file for each."""
