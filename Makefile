@@ -30,7 +30,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	for name in average stream evaluate suggest efficiency search scale adapters; do \
+	for name in average stream evaluate suggest efficiency search scale adapters generate; do \
 	    HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$$name --json || exit 1; \
 	done
 

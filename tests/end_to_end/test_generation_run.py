@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from fusetune.errors import FusetuneError
 from fusetune.evaluation.ensemble import mixture_of
 from fusetune.evaluation.token_ensemble import TokenEnsemble
 from fusetune.members.weights import FusionWeights
@@ -79,13 +80,16 @@ fuse:
 """
 
 
-def test_a_run_from_configuration_to_report(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configurations" / "tiny-t5"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     monkeypatch.setattr(scratch, "CONFIGURATIONS", folder.parent)
+
+
+@pytest.mark.usefixtures("configuration")
+def test_a_run_from_configuration_to_report(data: Path, tmp_path: Path) -> None:
     made = run(parse(recipe(data)), tmp_path / "run")
     results = json.loads(made.results.read_text())
     for entry in results["methods"].values():
@@ -124,3 +128,35 @@ def test_a_run_from_configuration_to_report(
     fused = [evaluator(FusionWeights.normalised(w.tolist())).values["loss"] for w in mixtures]
     rho = spearmanr(ensemble.predict(mixtures)["loss"], fused).statistic
     assert rho > 0.7
+
+    # The same members, made to stop too soon: what never ended is counted in the report.
+    again = [f"train={{checkpoints: {made.path}/members/*, members: 4}}", "fuse.racing=false",
+             "task.options.generation.max_new_tokens=3", "fuse.evaluations=6",
+             "fuse.methods=[swa, mobo]"]  # fmt: skip
+    short = run(parse(recipe(data), again), tmp_path / "short")
+    notes = json.loads(short.results.read_text())["notes"]
+    (note,) = [note for note in notes if note.startswith("Of 24 test texts")]
+    assert "the limit of 3 new tokens: " in note
+    assert "swa 24" in note
+    assert note in short.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("configuration")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.prompt='{{ meaning }}'", "'meaning', but the train split has mr, ref"),
+        ("task.reference=reference", r"task\.reference names 'reference'"),
+        ("task.options.chat=true", "needs a chat template"),
+        ("task.metrics=[rouge_l]", "Did you mean rougeL"),
+        ("task.metrics=[accuracy]", "needs a regular expression"),
+        ("task.options.generation={max_tokens: 9}", "did you mean max_new_tokens"),
+        ("model.max_length=8", "240 of 240 prompts have more than the 8 tokens"),
+    ],
+)
+def test_mistakes_are_found_before_any_training(
+    override: str, message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FusetuneError, match=message):
+        run(parse(recipe(data), ["task.options.too_long=refuse", override]), tmp_path / "run")
+    assert not (tmp_path / "run/members").exists()

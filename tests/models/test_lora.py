@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from fusetune.errors import ModelError, RecipeError
-from fusetune.models.load import resolve, unpacked
+from fusetune.models.load import resolve
 from fusetune.models.lora import LoraSettings, add_lora
 
 SIZES = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -78,27 +78,6 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"fusetune\[lora\]"):
         add_lora(llama(), LoraSettings(2))
-
-
-def test_weights_of_a_packed_file_become_a_plain_model(tmp_path: Path) -> None:
-    packed = llama()
-    packed.config.quantization_config = {"quant_method": "gguf", "gguf_file": "x.gguf"}
-    ids = torch.arange(6)[None]
-    wanted = packed(ids).logits
-    plain = unpacked(packed)
-    torch.testing.assert_close(plain(ids).logits, wanted)
-    assert plain.lm_head.weight.data_ptr() == plain.model.embed_tokens.weight.data_ptr()
-    assert not hasattr(plain.config, "quantization_config")
-    plain.save_pretrained(tmp_path / "plain")
-    again = LlamaForCausalLM.from_pretrained(tmp_path / "plain")
-    torch.testing.assert_close(again(ids).logits, wanted)
-
-
-def test_a_gguf_file_that_is_not_there(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    (tmp_path / "a.gguf").touch()
-    with pytest.raises(ModelError, match=r"no file b.gguf. GGUF files there: a.gguf"):
-        resolve(str(tmp_path), gguf_file="b.gguf")
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:

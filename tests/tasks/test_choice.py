@@ -25,6 +25,7 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.models.scratch import train_tokenizer
 from fusetune.tasks import find
 from fusetune.tasks.choice import MultipleChoice
+from fusetune.tasks.ranking import OPTIONS
 
 CPU = torch.device("cpu")
 CORPUS = ["which is a fruit? apple, stone, house, a big red cherry", "answer: A B C D"]
@@ -192,3 +193,25 @@ def test_wrong_settings(
     task = made({**many, "who": list(map(str, range(80)))})
     with pytest.raises(RecipeError, match="has 80 values; at most 64"):
         _ = task._references
+
+
+def test_long_questions_are_cut_counted_or_refused(
+    made: Callable[..., MultipleChoice], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long = {**ROWS, "question": ["which is a fruit? " * 9, *ROWS["question"][1:]]}
+    model = model_of("llama", len(tokenizer))
+    model.config.max_position_embeddings = 32
+    task = made(long)
+    task.configure(model.config)
+    data = task.encode("validation", tokenizer, None)
+    assert max(len(f["prompt_ids"]) + len(o) for f in data for o in f[OPTIONS]) <= 32
+    (note,) = [note for note in task.notes if "prompts were cut" in note]
+    assert note.startswith("1 of 4 validation prompts were cut at their beginning to ")
+    outputs = Scorer(task, data, task.collate(tokenizer), CPU)(model).outputs
+    assert outputs is not None
+    assert outputs.texts is not None
+    assert outputs.texts[0] in ("apple", "stone", "house")
+    refusing = made(long, too_long="refuse")
+    refusing.configure(model.config)
+    with pytest.raises(DataError, match="1 of 4 prompts have more than the"):
+        refusing.encode("validation", tokenizer, None)

@@ -21,6 +21,8 @@ FOLDERS = {
     "e2e-llama-lora": "e2e_nlg",
     "e2e-smollm2-lora": "e2e_nlg",
     "mcqa-llama-lora": "frenchmedmcqa",
+    "mcqa-smollm2-lora": "frenchmedmcqa",
+    "squad_v2-minilm": "squad_v2",
 }
 
 
@@ -39,6 +41,11 @@ def test_ready_recipes_read_their_data(recipe: str, shared: Path, tmp_path: Path
     if recipe.startswith("mcqa"):
         assert any("not exactly one right option" in note for note in task.notes)
         assert {right for (right,) in task.splits["test"].labels} == set("ABCDE")
+        return
+    if recipe == "squad_v2-minilm":
+        assert len(task.splits["validation"]) == len(task.splits["test"]) == 100
+        assert task.splits["train"].texts[0][0].endswith("?")
+        assert any(golds == () for golds in task.splits["validation"].labels)
         return
     assert isinstance(task, Generation)
     assert len(task.splits["train"]) == 200

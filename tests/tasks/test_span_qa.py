@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 
 from fusetune.errors import DataError, RecipeError
 from fusetune.evaluation.scorer import Scorer
@@ -146,6 +152,25 @@ def test_the_best_span_is_that_of_a_full_search() -> None:
         assert found(None) == best
         assert found(margin + 0.01) == best
         assert found(margin - 0.01) == (0, 0)
+
+
+def test_windows_are_no_longer_than_the_models_positions(
+    tokenizer: PreTrainedTokenizerFast,
+    made: Callable[..., SpanQuestionAnswering],
+    model: BertForQuestionAnswering,
+) -> None:
+    endless = copy.deepcopy(tokenizer)
+    endless.model_max_length = int(1e30)  # as of many tokenizers on the hub
+    task = made()
+    task.configure(model.config)
+    data = task.encode("train", endless, None)
+    assert data.lengths.max() == 16
+    assert task.outputs(
+        model, task.collate(endless)(task.encode("test", endless, None).features)
+    )
+    roberta = RobertaConfig(max_position_embeddings=20, pad_token_id=1)
+    task.configure(roberta)
+    assert task.encode("train", endless, None).lengths.max() == 18
 
 
 def test_rules_and_bad_data(

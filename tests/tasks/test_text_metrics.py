@@ -112,6 +112,37 @@ def test_squad_rules_by_hand() -> None:
     assert squad.f1("in northern France", ["France", "the north of France"]) == 0.5
 
 
+def test_squad_rules_on_the_metric_cards_own_examples() -> None:
+    """Of the squad_v2 metric of Hugging Face's evaluate, which wraps the published script."""
+    refs = [["1976"], ["Beyoncé and Bruno Mars"], ["climate change"]]
+    said = ["1976", "Beyonce", "climate change"]
+    for name in ("exact_match", "f1"):
+        assert value(name, said[:1], refs[:1]) == 1.0
+        assert value(name, ["1999"], refs[:1]) == 0.0
+        assert value(name, said, refs) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "text", "wanted"),
+    [
+        ("rouge1", "testing one two", "testing", 1 / 2),
+        ("rouge1", "testing one two", "testing one", 4 / 5),
+        ("rouge2", "testing one two", "testing one", 2 / 3),
+        ("rougeL", "testing one two", "testing two", 4 / 5),
+        ("rougeLsum", "w1 w2 w3 w4 w5", "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", 8 / 15),
+        ("rouge1", "The quick brown fox jumps over the lazy dog",
+         "The quick brown dog jumps on the log.", 12 / 17),
+        ("rougeL", "The quick brown fox jumps over the lazy dog",
+         "The quick brown dog jumps on the log.", 10 / 17),
+    ],
+)  # fmt: skip
+def test_rouge_of_the_packages_own_examples(
+    name: str, reference: str, text: str, wanted: float
+) -> None:
+    """Of its tests and its page."""
+    assert value(name, [text], [[reference]]) == pytest.approx(wanted)
+
+
 def test_accuracy_compares_what_the_pattern_finds() -> None:
     said, refs = ["so it is #### 42", "A", "#### 7"], [["because #### 42"], ["#### 1"], ["7"]]
     assert value("accuracy", said, refs, pattern=r"#### (\d+)") == pytest.approx(2 / 3)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusetune.errors import FusetuneError, ModelError
-from fusetune.models import scratch
+from fusetune.models import gguf, scratch
+from fusetune.models.gguf import GGUF
 from fusetune.models.packaged import PACKAGED, locate
 
-GGUF = "gguf_file"  # option of every `from_pretrained`
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -82,7 +81,7 @@ class ModelSource:
             ModelError: If it cannot be read.
         """
         return self._guard(
-            "configuration", lambda: AutoConfig.from_pretrained(self.path, **self.options)
+            "configuration", lambda: gguf.configuration(self.path, **self.options)
         )
 
     def build(self, make: Callable[..., Any]) -> PreTrainedModel:
@@ -96,12 +95,15 @@ class ModelSource:
                 without consent.
         """
         safe = None if self.allow_pickle else True
-        dtype = {"dtype": torch.float32} if GGUF in self.options else {}
-        loaded = self._guard(
-            "weights", lambda: make(self.path, use_safetensors=safe, **self.options, **dtype)
-        )
+        packed = GGUF in self.options
+        dtype = {"dtype": torch.float32} if packed else {}
+        with gguf.converting() if packed else contextlib.nullcontext():
+            loaded = self._guard(
+                "weights",
+                lambda: make(self.path, use_safetensors=safe, **self.options, **dtype),
+            )
         assert isinstance(loaded, PreTrainedModel)
-        return unpacked(loaded) if GGUF in self.options else loaded
+        return gguf.unpacked(loaded) if packed else loaded
 
     def _guard(self, what: str, read: Callable[[], Any]) -> Any:
         try:
@@ -147,7 +149,7 @@ def resolve(
     if name in PACKAGED:
         gguf_file = PACKAGED[name].gguf_file
     if gguf_file is not None:
-        _require_gguf()
+        gguf.require()
         options[GGUF] = gguf_file
     if name in PACKAGED:
         return ModelSource(str(locate(name)), name, options, allow_pickle)
@@ -166,36 +168,6 @@ def resolve(
     if revision is not None:
         options["revision"] = revision
     return ModelSource(name, name, options, allow_pickle)
-
-
-def unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of GGUF weights, already float numbers, that knows nothing of its file.
-
-    Transformers keeps calling such a model quantised, and refuses to save it.
-    """
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        plain = type(model)(config)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    for name, buffer in model.named_buffers():  # those that no state dict has
-        owner, _, attribute = name.rpartition(".")
-        plain.get_submodule(owner)._buffers[attribute] = buffer
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    plain.name_or_path = plain.config.name_or_path = model.name_or_path
-    return plain.eval()  # type: ignore[no-any-return]
-
-
-def _require_gguf() -> None:
-    try:
-        importlib.import_module("gguf")
-    except ImportError:
-        raise ModelError(
-            "Reading a GGUF file needs the package gguf.",
-            "Install it with `pip install 'fusetune[gguf]'`.",
-        ) from None
 
 
 def _quantisation(packed: Any) -> str:

@@ -17,26 +17,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     PreTrainedTokenizerBase,
 )
 
 from fusetune.errors import RecipeError
+from fusetune.models import gguf
 from fusetune.models.scratch import load_or_make
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, teacher_forcing
-from fusetune.tasks.answers import (
-    EXAMPLE,
-    UNLIMITED,
-    AnswerCollator,
-    AnswerEncoder,
-    positions,
-)
+from fusetune.tasks.answers import EXAMPLE, AnswerCollator, AnswerEncoder
 from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
-from fusetune.tasks.encoding import mixed
+from fusetune.tasks.encoding import UNLIMITED, mixed, positions
 from fusetune.tasks.examples import Reading
 from fusetune.tasks.splitting import Splitting, rows_before, shared_texts
 from fusetune.tasks.task import Batch, Collate, Encoded, Outputs, Split, SplitName
@@ -112,8 +106,8 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
         """What metrics compare each example's answer with."""
 
     @abstractmethod
-    def _say(self, model: nn.Module, batch: Batch) -> tuple[list[str], list[bool]]:
-        """The model's answer to each prompt, and whether it ran into a limit."""
+    def _answered(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[str], list[bool]]:
+        """Log p of the references' tokens, row by row; answers; which ran into a limit."""
 
     @property
     def splits(self) -> Mapping[SplitName, Split]:
@@ -161,8 +155,11 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
         """
         trust = options.get("trust_remote_code", False)
         source = {key: options[key] for key in ("revision", "gguf_file") if key in options}
-        self.configure(AutoConfig.from_pretrained(path, trust_remote_code=trust, **source))
+        config = gguf.configuration(path, trust_remote_code=trust, **source)
+        self.configure(config)
         kind = AutoModelForSeq2SeqLM if self._seq2seq else AutoModelForCausalLM
+        if gguf.GGUF in options:  # it would be read once more
+            options = {**options, "config": config}
         model: nn.Module = load_or_make(kind, path, **options)
         return model
 
@@ -216,21 +213,18 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Loss, columns of the metrics, the answers and log p of the reference's tokens."""
-        found = [
-            teacher_forcing.log_probabilities(model, p)
-            for p in teacher_forcing.parts(model, batch)
-        ]
+        if self.metrics:
+            found, texts, limited = self._answered(model, batch)
+            references = [self._references[i] for i in batch[EXAMPLE].tolist()]
+        else:
+            found, texts, references = teacher_forcing.in_parts(model, batch), [], []
+            limited = [False] * len(batch["labels"])
         tokens = teacher_forcing.counts(batch["labels"]).cpu().numpy()
-        flat = torch.cat(found).cpu().numpy()
-        log_probs = tuple(np.split(flat, np.cumsum(tokens)[:-1]))
+        log_probs = tuple(np.split(found.cpu().numpy(), np.cumsum(tokens)[:-1]))
         loss = np.array([-part.sum(dtype=np.float64) for part in log_probs])
-        if not self.metrics:
-            columns = self._columns.of(loss, tokens, [False] * len(loss), (), ())
-            return Outputs(loss.astype(np.float32), columns, None, log_probs)
-        texts, limited = self._say(model, batch)
-        references = [self._references[i] for i in batch[EXAMPLE].tolist()]
         columns = self._columns.of(loss, tokens, limited, texts, references)
-        return Outputs(loss.astype(np.float32), columns, tuple(texts), log_probs)
+        said = tuple(texts) if self.metrics else None
+        return Outputs(loss.astype(np.float32), columns, said, log_probs)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss over the answer tokens of a batch, as in training."""

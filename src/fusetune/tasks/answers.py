@@ -16,7 +16,6 @@ from fusetune.tasks.ranking import OPTIONS
 from fusetune.tasks.task import SIZE
 from fusetune.tasks.teacher_forcing import IGNORED
 
-UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 TooLong = Literal["left", "right", "refuse"]
 EXAMPLE = "example"
 """Key of a feature that says which example of all splits it is."""
@@ -253,10 +252,3 @@ def _options(rows: Sequence[Sequence[Ids]]) -> Tensor:
 
 def _square(row: Sequence[Ids], width: int) -> list[Ids]:
     return [ids + [IGNORED] * (width - len(ids)) for ids in row]
-
-
-def positions(config: Any) -> int:
-    """How many tokens a model has positions for; `UNLIMITED` if they are relative."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    return int(found) if found else UNLIMITED

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fusetune.errors import RecipeError
@@ -20,7 +21,7 @@ from fusetune.tasks.ranking import OPTIONS, option_log_probs
 from fusetune.tasks.resampling import Floats, ratio
 from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import SIZE, Batch, Outputs, SplitName, Task
-from fusetune.tasks.teacher_forcing import IGNORED
+from fusetune.tasks.teacher_forcing import IGNORED, answers
 from fusetune.tasks.text_metrics import References, TextMetric, Texts
 
 Normalise = Literal["sum", "mean"]
@@ -129,14 +130,23 @@ class MultipleChoice(AnsweringTask):
         places = {group: str(i) for i, group in enumerate(known)}
         return [(*right, places[g]) for right, g in zip(labels, groups, strict=True)]
 
-    def _say(self, model: nn.Module, batch: Batch) -> tuple[list[str], list[bool]]:
-        sums, lengths = option_log_probs(model, batch)
+    def _answered(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[str], list[bool]]:
+        """The right option is among those that are scored: no pass for its loss."""
+        found, lengths = option_log_probs(model, batch)
+        right = answers(batch)
+        wider = max(0, found.shape[2] - right.shape[1])
+        right = nn.functional.pad(right, (0, wider), value=IGNORED)[:, None, : found.shape[2]]
+        place = (batch[OPTIONS] == right).all(dim=2).int().argmax(dim=1)
+        row = torch.arange(len(place), device=place.device)
+        losses = found[row, place][batch[OPTIONS][row, place] != IGNORED]
+        return losses, self._chosen(found.sum(dim=2), lengths, batch), [False] * len(place)
+
+    def _chosen(self, sums: Tensor, lengths: Tensor, batch: Batch) -> list[str]:
+        """The most probable option of each question."""
         scores = sums / lengths.clamp(min=1) if self._by_length else sums
-        scores = scores.masked_fill(lengths == 0, -float("inf"))
-        chosen = scores.argmax(dim=1).tolist()
+        chosen = scores.masked_fill(lengths == 0, -float("inf")).argmax(dim=1).tolist()
         rows = batch[EXAMPLE].tolist()
-        texts = [self._options[i][j] for i, j in zip(rows, chosen, strict=True)]
-        return texts, [False] * len(texts)
+        return [self._options[i][j] for i, j in zip(rows, chosen, strict=True)]
 
     def remarks(self, split: str, models: Sequence[tuple[str, Outputs]]) -> list[str]:
         """Models that give one answer to every question."""

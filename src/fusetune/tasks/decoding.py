@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from fusetune.errors import ModelError, RecipeError, closest
+from fusetune.tasks.teacher_forcing import unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,30 +129,56 @@ def generate(
     Returns:
         `b` texts without white space around them, `b` flags.
     """
-    writer: Any = model
+    writer = unwrapped(model)
     config = _configuration(writer, tokenizer, settings)
     seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
     skipped = 1 if seq2seq else prompts.shape[1]
     criteria = StoppingCriteriaList()
     if settings.stop:
         criteria.append(StopStrings(settings.stop, tokenizer, skipped))
-    sequences: Tensor = writer.generate(
-        input_ids=prompts,
-        attention_mask=mask,
-        generation_config=config,
-        stopping_criteria=criteria,
-    )
-    ends = config.eos_token_id
-    finals = set(ends if isinstance(ends, list) else [ends])
+    with _without_habits(writer, config):
+        sequences: Tensor = writer.generate(
+            input_ids=prompts,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=criteria,
+        )
+    ends = set(ends_of(model, tokenizer))
+    return texts_of(sequences[:, skipped:].tolist(), ends, tokenizer, settings)
+
+
+def texts_of(
+    rows: Sequence[list[int]],
+    ends: set[int],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Decoding,
+) -> tuple[list[str], list[bool]]:
+    """New tokens as texts without white space around them, and which ran into the limit.
+
+    Args:
+        rows: As many tokens each; what stands behind an end is no part of the text.
+        ends: Tokens that end a text.
+        tokenizer: Of the model.
+        settings: With the limit and the stop strings.
+    """
     texts, limited = [], []
-    for row in sequences[:, skipped:].tolist():
-        end = next((i for i, token in enumerate(row) if token in finals), None)
+    for row in rows:
+        end = next((i for i, token in enumerate(row) if token in ends), None)
         text = str(tokenizer.decode(row[:end], skip_special_tokens=True))
         cut = before(text, settings.stop)
         texts.append(cut.strip())
         ended = end is not None or len(cut) < len(text) or len(row) < settings.max_new_tokens
         limited.append(not ended)
     return texts, limited
+
+
+def ends_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the model's own, which may be several, or the tokenizer's."""
+    own = getattr(model, "generation_config", None)
+    found: Any = None if own is None else own.eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    return [int(token) for token in (found if isinstance(found, list) else [found])]
 
 
 def before(text: str, stop: Sequence[str]) -> str:
@@ -190,11 +218,9 @@ def _configuration(
 ) -> GenerationConfig:
     """What the recipe says, whatever habits stand in the model's own configuration."""
     own = getattr(model, "generation_config", None) or GenerationConfig()
-    end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         min_new_tokens=settings.min_new_tokens or None,
-        min_length=0,
         num_beams=settings.num_beams,
         length_penalty=settings.length_penalty,
         no_repeat_ngram_size=settings.no_repeat_ngram_size,
@@ -206,8 +232,19 @@ def _configuration(
         top_k=50,
         use_cache=True,
         return_dict_in_generate=False,
-        eos_token_id=end,
+        eos_token_id=ends_of(model, tokenizer),
         pad_token_id=pad_id(tokenizer),
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
     )
+
+
+@contextlib.contextmanager
+def _without_habits(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """`generate` takes from the model's own settings whatever the given ones leave open."""
+    own = getattr(model, "generation_config", None)
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own

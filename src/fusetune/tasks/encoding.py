@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
+BEHIND_PADDING = ("roberta", "camembert", "longformer", "mpnet", "xmod", "esm")
+"""Parts of the names of models whose first position is the one behind the padding's id."""
+
 
 def tokenise(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, limit: int
@@ -53,3 +57,14 @@ def mixed(fingerprint: str, inputs: Sequence[Mapping[str, list[int]]]) -> str:
             digest.update(f"{name}:{len(values)}".encode())
             digest.update(np.asarray(values, dtype="<i4").tobytes())
     return digest.hexdigest()
+
+
+def positions(config: Any) -> int:
+    """How many tokens a model has positions for; `UNLIMITED` if they are relative."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None)
+    if not found or not getattr(text, "position_biased_input", True):
+        return UNLIMITED
+    kind = str(getattr(text, "model_type", ""))
+    behind = any(name in kind for name in BEHIND_PADDING)
+    return int(found) - (int(text.pad_token_id or 0) + 1 if behind else 0)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fusetune.tasks import generated, text_metrics
+from fusetune.tasks import generated, greedy, teacher_forcing, text_metrics
 from fusetune.tasks.answering import AnsweringTask, Features, require_one_of
 from fusetune.tasks.answers import AnswerEncoder, TooLong
 from fusetune.tasks.decoding import Decoding, generate
@@ -107,12 +107,16 @@ class Generation(AnsweringTask):
     def _golds(self, split: SplitName) -> list[tuple[str, ...]]:
         return list(self.splits[split].labels)
 
-    def _say(self, model: nn.Module, batch: Batch) -> tuple[list[str], list[bool]]:
+    def _answered(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[str], list[bool]]:
         assert self._tokenizer is not None  # the batch was encoded
-        prompts = batch.get("prompt_ids", batch["input_ids"])
-        mask = batch.get("prompt_mask", batch["attention_mask"])
-        texts, limited = generate(model, prompts, mask, self._tokenizer, self.decoding)
-        return [self._answer(text) for text in texts], limited
+        if greedy.applies(model, self.decoding):
+            found, texts, limited = greedy.answer(model, batch, self._tokenizer, self.decoding)
+        else:
+            found = teacher_forcing.in_parts(model, batch)
+            prompts = batch.get("prompt_ids", batch["input_ids"])
+            mask = batch.get("prompt_mask", batch["attention_mask"])
+            texts, limited = generate(model, prompts, mask, self._tokenizer, self.decoding)
+        return found, [self._answer(text) for text in texts], limited
 
     def _answer(self, text: str) -> str:
         """The text, or "" where it says that there is no answer."""

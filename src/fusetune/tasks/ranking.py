@@ -9,14 +9,21 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from fusetune.tasks.task import Batch
-from fusetune.tasks.teacher_forcing import IGNORED, decoder_inputs, is_seq2seq
+from fusetune.tasks.teacher_forcing import (
+    IGNORED,
+    decoder_inputs,
+    gathered,
+    is_seq2seq,
+)
 
 OPTIONS = "option_ids"
 """Name of the batch's options: `b x k x t` tokens, `IGNORED` where there are none."""
 
 
 def option_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed log p of each option's tokens and their number, `b x k` each, float32.
+    """Log p of each option's tokens, `b x k x t`, float32, and their number, `b x k`.
+
+    Where an option has no more tokens, the log p is 0.
 
     The prompt is read once and shared by its options: by the key-value cache of a causal
     model, by the encoder's states of another.
@@ -29,10 +36,8 @@ def option_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     options = batch[OPTIONS]
     b, k, t = options.shape
     flat = options.view(b * k, t)
-    score = (
-        _seq2seq(model, batch, flat, k) if is_seq2seq(model) else _causal(model, batch, flat, k)
-    )
-    return score.view(b, k), (options != IGNORED).sum(dim=2)
+    score = _seq2seq if is_seq2seq(model) else _causal
+    return score(model, batch, flat, k).view(b, k, t), (options != IGNORED).sum(dim=2)
 
 
 def _seq2seq(model: Any, batch: Batch, options: Tensor, k: int) -> Tensor:
@@ -46,7 +51,7 @@ def _seq2seq(model: Any, batch: Batch, options: Tensor, k: int) -> Tensor:
         decoder_input_ids=decoder_inputs(model, options),
         use_cache=False,
     )
-    return _gathered(found.logits, options).sum(dim=1)
+    return gathered(found.logits, options)
 
 
 def _causal(model: Any, batch: Batch, options: Tensor, k: int) -> Tensor:
@@ -60,7 +65,7 @@ def _causal(model: Any, batch: Batch, options: Tensor, k: int) -> Tensor:
         logits_to_keep=1,
     )
     first = read.logits[:, -1:].repeat_interleave(k, dim=0)
-    score = _gathered(first, options[:, :1]).sum(dim=1)
+    score = gathered(first, options[:, :1])
     if options.shape[1] == 1:
         return score
     cache = read.past_key_values
@@ -76,10 +81,4 @@ def _causal(model: Any, batch: Batch, options: Tensor, k: int) -> Tensor:
         past_key_values=cache,
         use_cache=True,
     )
-    return score + _gathered(found.logits, options[:, 1:]).sum(dim=1)
-
-
-def _gathered(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log p of each token, 0 where there is none: logits `m x t x v`, tokens `m x t`."""
-    chosen = logits.float().log_softmax(dim=-1).gather(2, tokens.clamp(min=0)[..., None])
-    return torch.where(tokens == IGNORED, 0.0, chosen.squeeze(-1))
+    return torch.cat([score, gathered(found.logits, options[:, 1:])], dim=1)

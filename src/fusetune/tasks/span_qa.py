@@ -16,10 +16,10 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from fusetune.errors import DataError, RecipeError
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, spans, text_metrics
-from fusetune.tasks.answers import EXAMPLE, UNLIMITED
+from fusetune.tasks.answers import EXAMPLE
 from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
-from fusetune.tasks.encoding import mixed
+from fusetune.tasks.encoding import UNLIMITED, mixed, positions
 from fusetune.tasks.examples import split_of
 from fusetune.tasks.prompts import require_columns
 from fusetune.tasks.spans import PLACES, WindowCollator
@@ -84,6 +84,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
         self._columns = generated.Columns(self.metrics)
         self._splitting, self._base = splitting or Splitting(), base
         self._offsets: dict[int, list[NDArray[np.int64]]] = {}
+        self._positions = UNLIMITED  # until a model says otherwise
 
     @property
     def splits(self) -> Mapping[SplitName, Split]:
@@ -134,6 +135,10 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
             starts.append(start)
         return golds, starts
 
+    def configure(self, config: Any) -> None:
+        """Take in how many positions the model has."""
+        self._positions = positions(config)
+
     def build(self, path: str, **options: Any) -> nn.Module:
         """The model at `path` with a span head; `options` go to `from_pretrained`."""
         model: nn.Module = AutoModelForQuestionAnswering.from_pretrained(path, **options)
@@ -144,13 +149,14 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
     ) -> Encoded:
         """The split in windows: each one an example of train, together one otherwise.
 
+        A window has as many tokens as `max_length`, the tokenizer and the model allow.
+
         Raises:
             RecipeError: If a window has no room for a context, or the tokenizer is slow.
         """
-        rows, limit = (
-            self.splits[split],
-            min(max_length or UNLIMITED, tokenizer.model_max_length),
-        )
+        rows = self.splits[split]
+        most = max_length or UNLIMITED
+        limit = min(most, tokenizer.model_max_length, self._positions, UNLIMITED)
         if not tokenizer.is_fast:
             raise RecipeError(
                 "Span question answering needs a fast tokenizer, for its offsets."

@@ -48,6 +48,12 @@ def is_seq2seq(model: nn.Module) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """The model itself, adapters left in it, of what PEFT wraps."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
+
+
 def decoder_inputs(model: nn.Module, labels: Tensor) -> Tensor:
     """What the decoder reads while it is taught `labels`: these, one place later."""
     inner = cast("Any", model)
@@ -83,3 +89,30 @@ def parts(model: nn.Module, batch: Batch) -> Iterator[Batch]:
             "attention_mask": batch["attention_mask"][part, :width],
             "labels": labels[part, :answer],
         }
+
+
+def in_parts(model: nn.Module, batch: Batch) -> Tensor:
+    """`log_probabilities` of a batch of any size, part after part."""
+    return torch.cat([log_probabilities(model, part) for part in parts(model, batch)])
+
+
+def answers(batch: Batch) -> Tensor:
+    """The batch's answers by themselves, `b x a`, `IGNORED` behind their ends.
+
+    Args:
+        batch: "labels"; of a causal model's prompts, "prompt_mask" as well.
+    """
+    labels = batch["labels"]
+    if "prompt_mask" not in batch:
+        return labels
+    lengths = counts(labels)
+    places = torch.arange(max(1, int(lengths.max())), device=labels.device)
+    starts = batch["prompt_mask"].sum(dim=1, keepdim=True)
+    found = labels.gather(1, (starts + places).clamp(max=labels.shape[1] - 1))
+    return torch.where(places < lengths[:, None], found, IGNORED)
+
+
+def gathered(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log p of each token, 0 where there is none: logits `m x t x v`, tokens `m x t`."""
+    chosen = logits.float().log_softmax(dim=-1).gather(2, tokens.clamp(min=0)[..., None])
+    return torch.where(tokens == IGNORED, 0.0, chosen.squeeze(-1))
