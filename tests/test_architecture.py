@@ -27,7 +27,7 @@ LAYERS = (
     ("run",),
     ("pipeline",),
     ("demo", "cli_errors", "cli_options"),
-    ("cli_studies", "cli_fuse"),
+    ("cli_studies", "cli_fuse", "cli_exchange"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

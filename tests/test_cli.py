@@ -36,6 +36,9 @@ def test_help_names_every_command() -> None:
         "export",
         "landscape",
         "transfer",
+        "push",
+        "dashboard",
+        "studies",
         "members",
         "recipe",
     ]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fusetune.cli_errors import errors
+from fusetune.cli_exchange import add_to as add_exchange
 from fusetune.cli_fuse import add_to as add_fuse
 from fusetune.cli_fuse import next_lines
 from fusetune.cli_options import (
@@ -90,23 +91,41 @@ _add_stage(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the model goes.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the model goes.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Whose weights to use; the chosen one's by default.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights of your own, comma-separated, one per member.")
     ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="A file of front/ or of mergekit, or 'loss <= 0.5, max f1'."),
+    ] = None,
     form: Annotated[
         str | None, typer.Option(help="Of adapters: merged, adapter or adapter-svd:RANK.")
     ] = None,
+    mergekit: Annotated[
+        Path | None, typer.Option(help="Write a recipe of mergekit to this file.")
+    ] = None,
 ) -> None:
-    """Write the model of another method, or of weights of your own."""
+    """Write the model of another method, of a point of the front, or of other weights."""
     with errors():
         from fusetune.pipeline import export_model
         from fusetune.pipeline.display import Display
 
-        export_model(folder, out, method=method, weights=weights, display=Display(), form=form)
+        export_model(
+            folder,
+            out,
+            method=method,
+            weights=weights,
+            pick=pick,
+            mergekit=mergekit,
+            display=Display(),
+            form=form,
+        )
 
 
 @app.command()
@@ -142,6 +161,7 @@ def compare(
 
 
 add_to(app)
+add_exchange(app)
 
 
 @app.command()

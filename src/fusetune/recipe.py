@@ -130,7 +130,7 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
     wrong = {
         "search.trials": recipe.search.trials > 0,
         "search.variant": recipe.search.variant != "full",
-        "train.arguments": bool(recipe.train.arguments),
+        "train.arguments": bool(recipe.train.arguments.keys() - {"report_to", "run_name"}),
         "train.trajectories": recipe.train.trajectories.count > 1,
     }
     problems = [

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -17,6 +18,8 @@ from fusetune.errors import RecipeError
 
 Scalar = bool | int | float | str | None
 SplitName = Literal["train", "validation", "test"]
+WITHOUT_COLUMNS = ("lm-eval",)
+"""Kinds of tasks that say themselves where inputs and answers stand."""
 
 
 def _known_form(value: str) -> str:
@@ -93,6 +96,10 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _text_or_prompt(self) -> TaskSection:
+        if self.kind in WITHOUT_COLUMNS:
+            if self.text or self.prompt is not None or self.reference is not None:
+                raise ValueError(f"a task of kind {self.kind} has no text, prompt or reference")
+            return self
         if bool(self.text) == (self.prompt is not None):
             raise ValueError("give text and label, or prompt and reference")
         if (self.prompt is None) != (self.reference is None):
@@ -102,6 +109,8 @@ class TaskSection(Section):
     @property
     def inputs(self) -> dict[str, Any]:
         """Where a row's input and its answer stand, as arguments of the task's kind."""
+        if self.kind in WITHOUT_COLUMNS:
+            return {}
         if self.prompt is None:
             return {"text": self.text, "label": self.label}
         return {"prompt": self.prompt, "reference": self.reference}
@@ -175,6 +184,14 @@ class Range(Section):
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
         return self
+
+
+class StudySection(Section):
+    """Trials of an Optuna study that begin a search."""
+
+    storage: str = Field(description="URL of the storage, or the file of a journal.")
+    study: str | None = Field(None, description="Its name; needed where there are several.")
+    trials: PositiveInt = Field(3, description="How many of its best are evaluated anew.")
 
 
 class Variant(Section):

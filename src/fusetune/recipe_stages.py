@@ -8,7 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
-from fusetune.recipe_sections import ExportText, PrefixCacheSection, Range, Section, Variant
+from fusetune.recipe_sections import (
+    ExportText,
+    PrefixCacheSection,
+    Range,
+    Section,
+    StudySection,
+    Variant,
+)
 
 PROCEDURES = ("grid", "hpbo", "swa_cyclic", "bilevel", "bomf")
 """Rows of a comparison that need trainings of their own; `pipeline.procedures` has them."""
@@ -38,6 +45,9 @@ class SearchSection(Section):
         "auto", description="auto ends the inner search of a trial that can no longer win."
     )
     space: dict[str, Range] = Field(default_factory=dict)
+    start: StudySection | None = Field(
+        None, description="An Optuna study whose best trials are the first ones here."
+    )
 
     @field_validator("prefix_cache", mode="before")
     @classmethod
@@ -51,6 +61,11 @@ class SearchSection(Section):
     def _space_is_needed(self) -> SearchSection:
         if self.trials and not self.space:
             raise ValueError("a search needs a space; give search.space or search.trials: 0")
+        if self.start is not None and self.start.trials > self.trials:
+            raise ValueError(
+                f"start.trials ({self.start.trials}) is more than trials ({self.trials}), "
+                "which counts them too"
+            )
         return self
 
 
@@ -125,6 +140,10 @@ class FuseSection(Section):
         description="Whether the model that the training began with is a member too, with the "
         "first member's head where it has none of its own.",
     )
+    start: list[str] = Field(
+        default_factory=list,
+        description="Recipes of mergekit (linear) whose weights are starting points too.",
+    )
     averaging: Literal["auto", "resident", "host", "streaming"] = Field(
         "auto", description="Where members are kept while they are averaged."
     )
@@ -154,6 +173,11 @@ class FuseSection(Section):
         None, description='Bounds and a goal, as "loss <= 0.5, max f1".'
     )
 
+    @field_validator("start", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: list[str]) -> list[str]:
@@ -175,6 +199,8 @@ class FuseSection(Section):
     def _fits_together(self) -> FuseSection:
         from fusetune.optimization.constraint import Constraint
 
+        if self.start and not {"mobo", "bo"} & set(self.rows):
+            raise ValueError("start is for mobo and bo; the other samplers start from nothing")
         if self.compile and self.candidates_per_pass not in ("auto", 1):
             raise ValueError(
                 "compiled models are evaluated one after the other; leave out "

@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 # Where things are computed and kept, and what only a comparison of runs asks for.
 NEUTRAL = ("executor", "storage", "compare")
+REPORTING = ("train.arguments.report_to", "train.arguments.run_name")
 
 
 class RunFolder:
@@ -91,6 +92,21 @@ class RunFolder:
         return self.path / "fused"
 
     @property
+    def front(self) -> Path:
+        """The points of the Pareto front, one small recipe each."""
+        return self.path / "front"
+
+    @property
+    def logs(self) -> Path:
+        """What integrations of `report_to` write as files, by training and by search."""
+        return self.path / "logs"
+
+    @property
+    def starts(self) -> Path:
+        """Starting points that were read from elsewhere, one file per stage."""
+        return self.path / "starts"
+
+    @property
     def results(self) -> Path:
         """Every method × split × metric."""
         return self.path / "results.json"
@@ -131,9 +147,28 @@ class RunFolder:
     def reset(self, first: str) -> None:
         """Forget stage `first` and all after it (studies are the pipeline's business)."""
         owned = {
-            "search": (self.work, self.evaluations),
-            "train": (self.work, self.members, self.converted, self.evaluations),
-            "fuse": (self.fused, self.base_member, self.methods, *self.path.glob("landscape*")),
+            "search": (
+                self.work,
+                self.evaluations,
+                self.starts / "search.json",
+                *self.logs.glob("trial-*"),
+            ),
+            "train": (
+                self.work,
+                self.members,
+                self.converted,
+                self.evaluations,
+                *self.logs.glob("train*"),
+            ),
+            "fuse": (
+                self.fused,
+                self.base_member,
+                self.methods,
+                self.front,
+                self.starts / "fuse.json",
+                *self.logs.glob("fuse-*"),
+                *self.path.glob("landscape*"),
+            ),
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:
@@ -202,7 +237,11 @@ class RunFolder:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
         stored = self.stored_recipe()
         changed = difference(stored, recipe.dump()) if stored is not None else {}
-        return {k: v for k, v in changed.items() if k.split(".")[0] not in NEUTRAL}
+        return {
+            k: v
+            for k, v in changed.items()
+            if k.split(".")[0] not in NEUTRAL and k not in REPORTING
+        }
 
     def check_recipe(self, recipe: Recipe, *, stage: str | None, force: bool) -> str | None:
         """Compare the folder's recipe with the one that is to run.

@@ -12,6 +12,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from fusetune.pipeline import run
+from fusetune.recipe_file import parse
+from fusetune.run import RunFolder
+
 GOOD = ("fine", "lovely", "bright", "kind")
 BAD = ("dull", "awful", "grim", "rude")
 OTHER = ("the", "film", "was", "quite", "and", "story", "of", "music", "a", "very")
@@ -99,3 +103,18 @@ train:
 fuse:
   evaluations: 20
 """
+
+
+QUICK = [
+    "search.trials=0",
+    "train.epochs=2",
+    "train.members=4",
+    "train.arguments={learning_rate: 1.0e-3}",
+    "fuse.evaluations=10",
+]
+
+
+@pytest.fixture(scope="session")
+def quick_run(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run that was not searched for; tests leave it as it is."""
+    return run(parse(tiny_recipe, QUICK), tmp_path_factory.mktemp("quick") / "tiny")

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusetune.evaluation.candidates import starting_points
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
 from fusetune.methods.search import base_starts, search
@@ -25,11 +28,13 @@ def bo(
     seed: int,
     loop: Loop,
     origin: Origin | None = None,
+    starts: Sequence[FusionWeights] = (),
 ) -> FusionResult:
     """As `mobo`, but with the primary metric as the only objective [Jang2024].
 
     RBF kernel and upper confidence bound, on the simplex, from the same starting points. The
-    loss is recorded, and tells equal metrics apart, but does not lead the search.
+    loss is recorded, and tells equal metrics apart, but does not lead the search. `starts`
+    are evaluated after the members and the uniform average.
     """
     k = len(pool)
     evaluator.prefetch(starting_points(k))
@@ -39,6 +44,7 @@ def bo(
         seed=seed,
         settings=Settings(kernel="rbf", acquisition="ucb"),
         primary_only=True,
-        starts=base_starts(pool),
+        further=base_starts(pool),
+        given=starts,
     )
     return search("bo", sampler, evaluator, k=k, budget=budget, loop=loop)

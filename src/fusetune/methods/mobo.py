@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -16,6 +17,7 @@ from fusetune.evaluation.ensemble import mixture_of
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
 from fusetune.methods.search import MOBO, base_starts, search, study_name
@@ -33,6 +35,7 @@ def mobo(
     loop: Loop,
     origin: Origin | None = None,
     prior: bool = True,
+    starts: Sequence[FusionWeights] = (),
 ) -> FusionResult:
     """The w with the best primary metric among all that the search evaluated [Jang2024].
 
@@ -50,12 +53,18 @@ def mobo(
         prior: Whether the mixture of the members' predictions may be the mean function of
             the surrogates. It is not where the evaluator knows no task, and it is given up
             where it does not predict, which `details["notes"]` then says.
+        starts: w to evaluate as well, after the members and the uniform average.
     """
     k = len(pool)
     evaluator.prefetch(starting_points(k))
     make = ensemble_prior(evaluator, k) if prior else None
     sampler = FusionSampler(
-        k, evaluator.objectives, seed=seed, prior=make, starts=base_starts(pool)
+        k,
+        evaluator.objectives,
+        seed=seed,
+        prior=make,
+        further=base_starts(pool),
+        given=starts,
     )
     result = search(MOBO, sampler, evaluator, k=k, budget=budget, loop=loop)
     study = loop.find(study_name(MOBO))

@@ -14,8 +14,9 @@ from fusetune.errors import RecipeError, closest
 from fusetune.objective import Objective
 from fusetune.optimization.pareto import Values
 
-_BOUND = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)")
-_GOAL = re.compile(r"(?P<direction>max|min)\s+(?P<name>[A-Za-z_]\w*)")
+_NAME = r"(?P<name>[A-Za-z_][\w./-]*)"  # of a metric, or of the harness's as arc_easy/acc_norm
+_BOUND = re.compile(_NAME + r"\s*(?P<sign><=|>=)\s*(?P<limit>\S+)")
+_GOAL = re.compile(r"(?P<direction>max|min)\s+" + _NAME)
 
 GRAMMAR = 'bounds and one goal with commas between, as "loss <= 0.5, max f1"'
 

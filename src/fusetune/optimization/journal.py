@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import (
+    BaseJournalBackend,
+    JournalFileBackend,
+    JournalFileOpenLock,
+)
 
 from fusetune.errors import RunError
 
 logger = logging.getLogger(__name__)
 
 _BEGINNING = b'{"op_code":'
+_ATTRIBUTES = frozenset({2, 3, 8, 9})  # op codes of users' and system attributes
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -38,6 +45,58 @@ def open_journal(path: Path) -> JournalStorage:
         return JournalStorage(backend)
     except OSError as error:
         raise RunError(f"The journal of trials {path} cannot be opened: {error}.") from error
+
+
+def existing_journal(path: Path) -> JournalFileBackend:
+    """A journal that others may be writing to, for reading; nothing in it is put right.
+
+    Raises:
+        RunError: If there is none, or the file is no journal.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_BEGINNING))
+    except OSError as error:
+        raise RunError(f"There is no journal of trials {path}: {error.strerror}.") from error
+    if not _BEGINNING.startswith(start):
+        raise RunError(f"{path} is no journal of trials; it begins with {start!r}.")
+    place = str(path.absolute())
+    return JournalFileBackend(place, lock_obj=JournalFileOpenLock(place))
+
+
+class Watching(BaseJournalBackend):
+    """A journal that somebody else writes, followed, with attributes of one's own beside it.
+
+    Attributes that are set here (notes above all) stay in memory; the file is never written
+    to. Studies and trials cannot be made, changed or deleted: their numbers would no longer
+    be those of the file.
+    """
+
+    def __init__(self, file: BaseJournalBackend) -> None:
+        self._file = file
+        self._read = 0
+        self._records: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """Records from that number on: those of the file and one's own, as they came."""
+        self._follow()
+        return self._records[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Keep attributes in memory.
+
+        Raises:
+            RunError: If it is anything else.
+        """
+        if not all(record["op_code"] in _ATTRIBUTES for record in logs):
+            raise RunError("The run is only shown here: its trials cannot be changed.")
+        self._follow()
+        self._records += logs
+
+    def _follow(self) -> None:
+        new = list(self._file.read_logs(self._read))
+        self._read += len(new)
+        self._records += new
 
 
 def repair(path: Path) -> int:

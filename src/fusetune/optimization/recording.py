@@ -25,7 +25,8 @@ SUGGESTION = "fusetune:suggestion"
 """System attribute of a trial: the parameters that it was given."""
 
 ORIGIN = "origin"
-"""User attribute of a trial: member, uniform, greedy, sobol, model, random, or a rival."""
+"""User attribute of a trial: member, uniform, given, prior, greedy, sobol, model, random, or a
+rival."""
 
 FALLBACK = "fallback"
 """User attribute: why a random point was proposed in place of the model's."""

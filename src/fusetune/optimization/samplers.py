@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from botorch.exceptions.errors import BotorchError
@@ -49,6 +50,7 @@ class HyperparameterSampler(RecordingSampler):
         objective: What is optimised; its direction decides about signs.
         seed: Of the whole study.
         starts: Trials before the model takes over.
+        given: λ that the first trials take, before any Sobol point.
         acquisition: "logei" (NeurIPS version of the method) or "ucb" (workshop version).
     """
 
@@ -59,9 +61,11 @@ class HyperparameterSampler(RecordingSampler):
         *,
         seed: int,
         starts: int = 3,
+        given: Sequence[Mapping[str, Any]] = (),
         acquisition: Name = "logei",
     ) -> None:
         super().__init__(space, seed)
+        self.given = tuple(given)
         self.objective = objective
         self.starts = starts
         self.acquisition = acquisition
@@ -69,6 +73,8 @@ class HyperparameterSampler(RecordingSampler):
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
         """Trials up to `starts` take Sobol points, later ones what the model suggests."""
+        if number < len(self.given):
+            return Proposal({n: self.given[number][n] for n in self._cube.space}, "given")
         known = [t for t in trials if self._cube.space.keys() <= t.params.keys()]
         finished = [t for t in known if t.state.is_finished()]
         pending = [t for t in known if t.state == TrialState.RUNNING]
@@ -127,7 +133,8 @@ class FusionSampler(RecordingSampler):
             failing, one or more; asked for once that is known of all of them. The prior
             is given up, objective by objective, where it does not predict; see
             `prior.Prior.correlations`.
-        starts: Further sets of members whose averages come after the uniform one.
+        further: Further sets of members whose averages come after the uniform one.
+        given: Starting points of the caller's, evaluated after the uniform average.
     """
 
     def __init__(
@@ -139,7 +146,8 @@ class FusionSampler(RecordingSampler):
         settings: fusion.Settings | None = None,
         primary_only: bool = False,
         prior: MakePrior | None = None,
-        starts: Sequence[Subset] = (),
+        further: Sequence[Subset] = (),
+        given: Sequence[FusionWeights] = (),
     ) -> None:
         super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
         self.k = k
@@ -147,7 +155,8 @@ class FusionSampler(RecordingSampler):
         self.settings = settings
         self.primary_only = primary_only
         self._make_prior = prior
-        self._further = tuple(starts)
+        self._further = tuple(further)
+        self._given = [np.array(w.values, dtype=np.float64) for w in given]
         self._priors: dict[tuple[int, ...], Prior] = {}
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
@@ -166,6 +175,9 @@ class FusionSampler(RecordingSampler):
         if start is not None:
             origin = "member" if len(start) == 1 else "uniform"
             return Proposal(_params(simplex.uniform_over(start, self.k)), origin)
+        for w in self._given:
+            if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
+                return Proposal(_params(w), "given")
         prior = self.prior(known)
         for w in prior.usable_starts() if prior is not None else ():
             if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:

@@ -10,10 +10,10 @@ from os import PathLike
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from fusetune.errors import RunError, StageError
-from fusetune.optimization.journal import open_journal
+from fusetune.optimization.journal import Watching, existing_journal, open_journal
 
 
 def open_storage(location: str | PathLike[str]) -> BaseStorage:
@@ -37,6 +37,27 @@ def open_storage(location: str | PathLike[str]) -> BaseStorage:
             f"The storage {_without_password(url)} cannot be opened: {_first_line(error)}.",
             hint="Check the URL, that its driver is installed and that the server answers.",
         ) from error
+
+
+def open_existing(location: str | PathLike[str]) -> BaseStorage:
+    """Open a storage of somebody else's, or of a run that goes on, for reading.
+
+    Nothing is created, repaired or unlocked. A journal is never written to: attributes that
+    are set stay in memory.
+
+    Args:
+        location: As for `open_storage`.
+
+    Raises:
+        RunError: If there is none, or it cannot be opened.
+    """
+    url = str(location)
+    if "://" not in url:
+        return JournalStorage(Watching(existing_journal(Path(location))))
+    scheme, _, file = url.partition(":///")
+    if scheme.startswith("sqlite") and not Path(file.partition("?")[0]).is_file():
+        raise RunError(f"There is no storage {url}: the file {file} does not exist.")
+    return open_storage(url)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from fusetune.members.disk import require_space
 from fusetune.members.member import Member
 from fusetune.models.lora import require_peft
 from fusetune.optimization import RIVALS, rivals
-from fusetune.pipeline import existing
+from fusetune.pipeline import existing, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import extremes
 from fusetune.tasks.task import OfModel
@@ -30,6 +30,8 @@ def check(context: Context) -> None:
     context.source.check()
     _ = context.device, context.precision, context.executor, context.tokenizer
     _ = context.constraint
+    starts.check(context)
+    tracking.check(context)
     inner = recipe.search.objective.removeprefix("fused:")
     for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
         if method in RIVALS:

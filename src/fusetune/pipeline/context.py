@@ -241,6 +241,15 @@ class Context:
 
         return make
 
-    def training_arguments(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The recipe's arguments with λ laid over them."""
-        return {**self.recipe.train.arguments, **(params or {})}
+    def training_arguments(
+        self, params: dict[str, Any] | None = None, part: str = ""
+    ) -> dict[str, Any]:
+        """The recipe's arguments with λ laid over them.
+
+        `part` of the run makes the name under which it is reported, if it is.
+        """
+        arguments = {**self.recipe.train.arguments, **(params or {})}
+        if part and arguments.get("report_to", "none") != "none":
+            named = arguments.get("run_name") or self.folder.path.resolve().name
+            arguments["run_name"] = f"{named}/{part}"
+        return arguments

@@ -1,65 +1,106 @@
-"""The model of any method of a finished run, or of weights of one's own."""
+"""The model of any method of a finished run, of a point of its front, or of other weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fusetune.errors import RunError
 from fusetune.members.average import for_files
+from fusetune.members.disk import write_text
 from fusetune.members.export import ExportForm, export
+from fusetune.members.mergekit import to_yaml
 from fusetune.members.points import Point
 from fusetune.members.weights import FusionWeights
+from fusetune.pipeline import front
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
 from fusetune.pipeline.fuse import saved_results
-from fusetune.pipeline.workbench import open_members
+from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.recipe_file import load
 from fusetune.run import RunFolder
 
 
 def export_model(
     path: Path,
-    out: Path,
+    out: Path | None,
     *,
-    method: str | None,
-    weights: str | None,
+    method: str | None = None,
+    weights: str | None = None,
+    pick: str | None = None,
+    mergekit: Path | None = None,
     display: Display,
     form: str | None = None,
 ) -> None:
-    """Write the model of one method, or of given weights, of a finished run.
+    """Write a model of a finished run, or the recipe by which mergekit makes it.
+
+    At most one of `method`, `weights` and `pick` says which model; it is the chosen one
+    without.
 
     Args:
         path: The run folder.
-        out: Where the model goes.
-        method: A method of the run; the chosen one's model if None.
-        weights: Comma-separated numbers instead, one per member; divided by their sum.
+        out: Where the model goes; None writes none.
+        method: A method of the run.
+        weights: Comma-separated numbers, one per member; divided by their sum.
+        pick: A file of `front/`, a recipe of mergekit, or bounds and a goal as
+            "loss <= 0.5, max f1".
+        mergekit: Where a recipe of mergekit goes.
         display: Where to say what was done.
         form: Of adapters: merged, adapter or adapter-svd:RANK; the recipe's by default.
 
     Raises:
-        RunError: If the run has not been fused, or has no such method, or the weights are
-            not one non-negative number per member.
+        RunError: If the run has not been fused, or has no such method, the weights are not
+            one non-negative number per member, nothing keeps the bounds, or there is
+            nothing to write.
     """
     folder = RunFolder(path)
     record = folder.done("fuse")
     if record is None:
         raise RunError(f"{path} has no fused models yet.", f"Run `fusetune run {path}` first.")
+    if sum(given is not None for given in (method, weights, pick)) > 1:
+        raise RunError("Give one of --method, --weights and --pick.")
+    if out is None and mergekit is None:
+        raise RunError("Nothing to write.", "Give --out FOLDER, or --mergekit FILE.")
     context = Context(load(folder.recipe_file), folder, display)
     bench = open_members(context)
-    results = saved_results(folder)
-    name = method or str(record["chosen"])
-    chosen: Point
+    chosen, extra = _chosen(context, bench, method or str(record["chosen"]), weights, pick)
+    if mergekit is not None:
+        if bench.apart:
+            raise RunError(
+                "mergekit averages whole models, and fuse.adapters of this run is factors.",
+                "Write the model itself, with --out.",
+            )
+        mergekit.parent.mkdir(parents=True, exist_ok=True)
+        write_text(mergekit, to_yaml(bench.pool, chosen, extra))
+        display.say(f"Wrote {mergekit}: mergekit-yaml {mergekit} FOLDER makes the model.")
+    if out is not None:
+        # One pass from file to file: neither whole models nor the fused one have to fit in
+        # memory.
+        average = for_files(bench.pool, apart=bench.apart)
+        wanted = ExportForm.parse(form or context.recipe.fuse.export)
+        export(average, chosen, bench.pool, out, extra=extra, form=wanted)
+        display.say(f"Wrote the model of {extra['method']} to {out}.")
+
+
+def _chosen(
+    context: Context, bench: Workbench, method: str, weights: str | None, pick: str | None
+) -> tuple[Point, Mapping[str, Any]]:
+    """What to write, and what fusion.json says of it: where it comes from, its values."""
     if weights is not None:
-        chosen, name = _parse_weights(weights, len(bench.pool)), "weights of your own"
-    elif name in results:
-        chosen = results[name].point
-    else:
-        raise RunError(f"{path} has no method {name!r}; it has {', '.join(results)}.")
-    # One pass from file to file: neither whole models nor the fused one have to fit in memory.
-    average = for_files(bench.pool, apart=bench.apart)
-    wanted = ExportForm.parse(form or context.recipe.fuse.export)
-    export(average, chosen, bench.pool, out, extra={"method": name}, form=wanted)
-    display.say(f"Wrote the model of {name} to {out}.")
+        own = _parse_weights(weights, len(bench.pool))
+        return own, {"method": "weights of your own"}
+    if pick is not None:
+        objectives = context.task.objectives
+        point, name, extra = front.pick(context.folder.front, pick, objectives, bench.pool)
+        return point, {"method": name, **extra}
+    results = saved_results(context.folder)
+    if method not in results:
+        raise RunError(
+            f"{context.folder.path} has no method {method!r}; it has {', '.join(results)}."
+        )
+    result = results[method]
+    return result.point, {"method": method, "validation": dict(result.values)}
 
 
 def _parse_weights(text: str, k: int) -> FusionWeights:

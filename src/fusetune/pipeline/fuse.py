@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from fusetune.methods.search import study_name
 from fusetune.models.packaged import PACKAGED
 from fusetune.objective import Objective
 from fusetune.pipeline import adapters as adapter_record
-from fusetune.pipeline import notes
+from fusetune.pipeline import front, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.first_trajectory import first_trajectory
@@ -63,6 +63,7 @@ def fuse(context: Context) -> dict[str, Any]:
     chosen, note = choose(results, evaluator, recipe.fuse.choose, recipe.fuse.sampler)
     if note:
         display.warn(note)
+    front.write(context, bench.pool, results)
     started = time.perf_counter()
     adapters, adapter_notes = _write_fused(context, bench, chosen, results[chosen])
     written = sum(f.stat().st_size for f in context.folder.fused.glob("*.safetensors"))
@@ -140,15 +141,19 @@ def _run_method(
 ) -> FusionResult:
     recipe = context.recipe
     evaluator = bench.evaluator(split)
-    with context.display.bar(name, recipe.fuse.evaluations) as bar:
+    with (
+        context.display.bar(name, recipe.fuse.evaluations) as bar,
+        tracking.following(context, bench, name) as report,
+    ):
         result = find_method(name)(
             bench.pool,
             evaluator,
             budget=recipe.fuse.evaluations,
             seed=recipe.seed,
-            loop=context.loop(_show(bar, evaluator)),
+            loop=context.loop(_show(bar, evaluator, report)),
             origin=context.origin,
             **context.method_options(name),
+            **starts.options(context, bench.pool, name),
         )
         bar.update(result.evaluations, result.evaluations)
     if name == recipe.fuse.sampler:
@@ -232,6 +237,7 @@ def card_text(
     `adapter` says that the folder holds an adapter.
     """
     data = context.recipe.task.data
+    on_hub = isinstance(data, str) and not Path(data).exists()
     return model_card(
         pool,
         point,
@@ -239,7 +245,7 @@ def card_text(
         method=method,
         task=f"{context.task.name} ({context.recipe.task.kind})",
         base_model=base_model(context),
-        dataset=data if isinstance(data, str) else context.task.name,
+        dataset=str(data) if on_hub else context.task.name,  # where a folder is, is private
         pipeline_tag=context.task.pipeline_tag,
         metrics=metrics,
         adapter=adapter,
@@ -263,8 +269,8 @@ def _values_text(result: FusionResult, objectives: Sequence[Objective]) -> str:
     return "  ".join(f"{o.name} {result.values[o.name]:.4f}" for o in objectives)
 
 
-def _show(bar: Bar, evaluator: Evaluator) -> Callable[[optuna.Study, FrozenTrial], None]:
-    """After each trial: the count and the best values so far."""
+def _show(bar: Bar, evaluator: Evaluator, report: tracking.OnTrial) -> tracking.OnTrial:
+    """After each trial: the count and the best values so far, and `report`."""
     primary, loss = evaluator.primary, evaluator.objectives[0]
     best: dict[str, float] = {}
 
@@ -276,5 +282,6 @@ def _show(bar: Bar, evaluator: Evaluator) -> Callable[[optuna.Study, FrozenTrial
             f"{o.name} {best[o.name]:.4f}" for o in (loss, primary) if o.name in best
         )
         bar.update(trial.number + 1, text=f"best {text}")
+        report(study, trial)
 
     return show

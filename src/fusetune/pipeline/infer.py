@@ -19,6 +19,7 @@ from fusetune.pipeline.finished import CLASSIFICATION, Finished
 from fusetune.pipeline.several import require_one_kind, require_one_run
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import parse
+from fusetune.recipe_sections import WITHOUT_COLUMNS
 from fusetune.tasks.data import read
 from fusetune.tasks.files import READERS
 
@@ -63,15 +64,16 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
             f"{members[-1].path} is {found.architecture}, for which there is no kind of task.",
             "Give --kind, or use fusetune.fuse with an evaluation of your own.",
         )
-    data, rows = _data(wanted)
+    alone = kind in WITHOUT_COLUMNS
+    data, rows = (_tasks(wanted), None) if alone else _data(wanted)
     asked: list[str] = []
     columns = rows["validation"].column_names if rows else []
     task: dict[str, Any] = {"kind": kind, "data": data}
-    if rows is None:
+    if rows is None and not alone:
         asked.append("--data: a file with labelled rows (.jsonl, .json, .csv, .tsv, .parquet)")
-    elif "test" not in rows:
+    elif rows is not None and "test" not in rows:
         task["split"] = {"halve": "validation"}
-    task |= inputs(wanted, kind, columns, asked)
+    task |= {} if alone else inputs(wanted, kind, columns, asked)
     task["metrics"] = metrics(wanted, kind, asked)
     if kind == CLASSIFICATION and rows is not None and task.get("label") in columns:
         task["options"] = {"labels": labels(wanted, found, rows["validation"], task, asked)}
@@ -104,6 +106,14 @@ def _members(wanted: Wanted) -> tuple[Member, ...]:
         raise inspection.errors[0]
     require_one_run(wanted, inspection.members)
     return inspection.members
+
+
+def _tasks(wanted: Wanted) -> str:
+    """The folder with a harness's tasks, or the harness itself."""
+    if wanted.data is None:
+        return "lm-eval"
+    path = Path(wanted.data).expanduser()
+    return str(path.absolute()) if path.is_dir() else wanted.data
 
 
 def _data(

@@ -22,7 +22,7 @@ from fusetune.objective import LOSS, Objective
 from fusetune.optimization.promise import Mark
 from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Pruned, Report
-from fusetune.pipeline import inner
+from fusetune.pipeline import inner, starts
 from fusetune.pipeline.agreement import warnings
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
@@ -53,11 +53,13 @@ def search(context: Context) -> dict[str, Any]:
     for note in warnings(context.folder.path, recipe):
         context.display.warn(note)
     primary = context.task.objectives[1]
+    space = distributions(recipe)
     sampler = HyperparameterSampler(
-        distributions(recipe),
+        space,
         primary,
         acquisition=recipe.search.acquisition,
         starts=_starts(recipe),
+        given=starts.hyperparameters(context, space),
         seed=recipe.seed,
     )
     with context.display.bar("search", recipe.search.trials) as bar:
@@ -188,13 +190,14 @@ class _Evaluate:
             parts.data,
             parts.collate,
             folder / "checkpoints",
-            context.training_arguments(params),
+            context.training_arguments(params, folder.name),
             epochs=epochs,
             seed=recipe.seed,
             device=context.device.type,
             precision=context.precision,
             callbacks=callbacks,
             keep_checkpoints=False,
+            logs=self.context.folder.logs / folder.name,
         )
         history = tuple((step, evaluation.values) for step, evaluation in watch.history)
         trial = KeptTrial(params, collector.steps, steps, start.digest)

@@ -138,13 +138,14 @@ def _trained(
             context.train_data,
             context.collate,
             folder,
-            context.training_arguments(dict(trajectory.params)),
+            context.training_arguments(dict(trajectory.params), trajectory.folder),
             epochs=recipe.train.epochs,
             seed=trajectory.seed,
             head_seed=recipe.seed,
             device=context.device.type,
             precision=context.precision,
             callbacks=callbacks,
+            logs=context.folder.logs / trajectory.folder,
         )
     except DivergedError as error:
         raise NoResultError(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.schedules import SCHEDULES, scheduler
+from fusetune.training.tracking import end_runs, write_into
 from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
 
 
@@ -58,6 +59,7 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     keep_checkpoints: bool = True,
     head_seed: int | None = None,
+    logs: Path | None = None,
 ) -> int:
     """Fine-tune one model; what is kept of it is the callbacks' business.
 
@@ -78,6 +80,7 @@ def train(
         keep_checkpoints: Whether the training can be resumed; a short trial need not.
         head_seed: Of the head, where it is another than that of data order and dropout:
             trajectories that share it start from the same model.
+        logs: Where TensorBoard writes, if `report_to` names it.
 
     Returns:
         The number of optimiser steps.
@@ -106,7 +109,10 @@ def train(
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":  # it prints to standard output
             trainer.remove_callback(callback)
+    if logs is not None:
+        write_into(trainer.callback_handler.callbacks, logs)
     trainer.train(resume_from_checkpoint=_resumable(folder))
+    end_runs(settings)
     steps = trainer.state.global_step
     del trainer
     if device.startswith("cuda"):
