@@ -23,10 +23,12 @@ from fusetune.cli_options import (
     Source,
     Verbose,
     recipe_and_folder,
+    run_name,
     run_stages,
 )
 from fusetune.cli_studies import add_to
 from fusetune.errors import FusetuneError
+from fusetune.redaction import shown
 
 app = typer.Typer(
     name="fusetune",
@@ -156,7 +158,7 @@ def compare(
         from fusetune.pipeline.display import Display
 
         display = Display(quiet=quiet, verbose=verbose)
-        folder = out or Path("runs") / f"compare-{path.stem}"
+        folder = out or Path("runs") / f"compare-{run_name(path)}"
         run_all(recipe, folder, numbers, methods=rows, force=force, display=display)
 
 
@@ -182,14 +184,14 @@ def members(
         console = Console(highlight=False)
         console.print(members_table(found.members))
         for path in found.incomplete:
-            console.print(f"left out, not complete: {path}", markup=False)
+            console.print(shown(f"left out, not complete: {path}"), markup=False)
         for problem in found.problems:
             console.print(problem, markup=False)
         if not found.compatible:
             raise typer.Exit(2)
         console.print(f"These {len(found.members)} checkpoints can be fused.")
         for line in next_lines(found.members):
-            typer.echo(line)
+            typer.echo(shown(line))
 
 
 @recipes.command("list")

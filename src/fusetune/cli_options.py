@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusetune.errors import RecipeError
+
 if TYPE_CHECKING:
     from fusetune.recipe import Recipe
 
@@ -49,7 +51,22 @@ def recipe_and_folder(
     if folder.is_dir():
         return load(folder / "recipe.yaml", overrides or ()), out or folder
     path = find(source)
-    return load(path, overrides or ()), out or Path("runs") / path.stem
+    return load(path, overrides or ()), out or Path("runs") / run_name(path)
+
+
+def run_name(recipe: Path) -> str:
+    """The name of the run folder of a recipe's file: a name, and no way to another place.
+
+    Raises:
+        RecipeError: If the file's name gives none.
+    """
+    name = recipe.stem
+    if not name.strip(".") or not name.isprintable():
+        raise RecipeError(
+            f"The recipe's file name {recipe.name!r} gives no name for a run folder.",
+            "Give a folder with --out.",
+        )
+    return name
 
 
 def run_stages(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from fusetune.redaction import shown
+
 
 class FusetuneError(Exception):
     """Base of every error that a user of fusetune can cause.
 
-    The command line prints the message and exits with code 2.
+    The command line prints the message and exits with code 2. What it was told may come
+    from anywhere, so that secrets and control characters are taken out of it.
 
     Args:
         message: The rule that was broken and what was given instead.
@@ -17,9 +20,9 @@ class FusetuneError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(f"{message} {hint}".rstrip())
-        self.message = message
-        self.hint = hint
+        self.message = shown(message)
+        self.hint = shown(hint)
+        super().__init__(f"{self.message} {self.hint}".rstrip())
 
 
 class RecipeError(FusetuneError):
@@ -48,6 +51,10 @@ class EvaluateError(FusetuneError):
 
 class StageError(FusetuneError):
     """A stage of the run cannot go on (all trials failed, the disk is full, …)."""
+
+
+class StorageError(StageError):
+    """The storage of trials, or the disk, cannot be written to: no trial is at fault."""
 
 
 class NoResultError(StageError):

@@ -21,16 +21,21 @@ from fusetune.recipe_sections import (
     TaskSection,
     Variant,
     lora_problems,
+    number_problems,
 )
 from fusetune.recipe_stages import PROCEDURES, FuseSection, SearchSection, TrainSection
+from fusetune.redaction import tree_without_secrets
 
 __all__ = ["PROCEDURES", "Recipe", "Variant"]
+
+
+GUESSED = 20  # unknown names for which a known one is looked up; that takes a while
 
 
 class Recipe(Section):
     """Everything that a run depends on."""
 
-    seed: int = Field(41, ge=0)
+    seed: int = Field(41, ge=0, lt=2**32)
     task: TaskSection
     model: ModelSection
     search: SearchSection
@@ -45,8 +50,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [
+            *_free_form_problems(self),
             *_unknown_arguments("train.arguments", self.train.arguments),
             *_unknown_arguments("search.space", self.search.space),
+            *_argument_problems(self),
             *_objective_problems(self.search.objective),
             *_trajectory_problems(self),
             *_checkpoint_problems(self),
@@ -86,9 +93,14 @@ class Recipe(Section):
         """The resolved recipe as plain data, every default included."""
         return self.model_dump(mode="json", exclude_none=False)
 
+    def public(self) -> dict[str, Any]:
+        """The same without passwords and tokens: what may be kept and shown."""
+        tree: dict[str, Any] = tree_without_secrets(self.dump())
+        return tree
+
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML."""
-        text: str = yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=96)
+        """The resolved recipe as YAML, without passwords and tokens."""
+        text: str = yaml.safe_dump(self.public(), sort_keys=False, allow_unicode=True, width=96)
         return text
 
 
@@ -147,6 +159,28 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _free_form_problems(recipe: Recipe) -> list[str]:
+    return [
+        *number_problems("train.arguments", recipe.train.arguments),
+        *number_problems("task.options", recipe.task.options),
+        *number_problems("executor", recipe.executor.model_extra or {}),
+    ]
+
+
+def _argument_problems(recipe: Recipe) -> list[str]:
+    """Values that are not of the type of their field of TrainingArguments."""
+    values = [(f"train.arguments.{n}", n, v) for n, v in recipe.train.arguments.items()]
+    for name, found in recipe.search.space.items():
+        tried = found.choices if found.choices is not None else [found.low, found.high]
+        values += [(f"search.space.{name}", name, value) for value in tried]
+    if not values:
+        return []
+    from fusetune.training.arguments import type_problem
+
+    problems = [(path, type_problem(name, value)) for path, name, value in values]
+    return list(dict.fromkeys(f"{path}: {problem}" for path, problem in problems if problem))
+
+
 def _unknown_arguments(path: str, names: Iterable[str]) -> list[str]:
     """Names that are no field of TrainingArguments."""
     names = list(names)
@@ -157,9 +191,10 @@ def _unknown_arguments(path: str, names: Iterable[str]) -> list[str]:
     from fusetune.training.arguments import ALIASES, OWN
 
     known = [f.name for f in dataclasses.fields(TrainingArguments)] + list(ALIASES)
+    unknown = [name for name in names if name not in known]
     problems = [
         f"{path}.{name}: no field of TrainingArguments{closest(name, known)}"
-        for name in names
-        if name not in known
+        for name in unknown[:GUESSED]
     ]
+    problems += [f"{path}.{name}: no field of TrainingArguments" for name in unknown[GUESSED:]]
     return problems + [f"{path}.{n}: set by {OWN[n]}" for n in names if n in OWN]

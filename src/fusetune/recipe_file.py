@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from fusetune.errors import RecipeError, closest
 from fusetune.recipe import Recipe
+from fusetune.recipe_yaml import read_text, read_yaml
+
+MOST = 40  # errors that are listed
+LONGEST = 200  # characters of a wrong value
 
 
 def ready() -> dict[str, Path]:
@@ -53,17 +55,12 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: If the file cannot be read, or anything in it is not valid; the
             message lists every error with its path.
     """
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
-    return parse(text, overrides, name=str(path))
+    return parse(read_text(Path(source)), overrides, name=str(source))
 
 
 def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> Recipe:
     """As `load`, from YAML text; `name` stands in the error messages."""
-    tree = _yaml(text, name)
+    tree = read_yaml(text, name)
     if not isinstance(tree, dict):
         raise RecipeError(f"{name} must be a mapping of keys, got {type(tree).__name__}.")
     for override in overrides:
@@ -109,31 +106,13 @@ def difference(
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but `1e-5` is a number and `on`, `off`, `yes`, `no` stay what they are."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def _yaml(text: str, name: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not valid YAML: {error}") from error
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(
             f"An override must read key=value, got {override!r}.", "Example: train.epochs=3."
         )
-    _set(tree, key, _yaml(value, f"override {key}"))
+    _set(tree, key, read_yaml(value, f"override {key}"))
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -148,18 +127,27 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _all_errors(error: ValidationError, name: str) -> str:
     lines: list[str] = []
-    for item in error.errors():
+    for item in error.errors(include_url=False, include_context=False):
         where = ".".join(
             str(part) for part in item["loc"] if not str(part).startswith("function-")
         )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown key" + closest(str(item["loc"][-1]), _keys_at(item["loc"][:-1]))
+            near = len(lines) < MOST  # looking for near names takes a while
+            known = _keys_at(item["loc"][:-1]) if near else []
+            message = "unknown key" + closest(str(item["loc"][-1]), known)
         elif item["type"] != "missing" and not isinstance(item["input"], dict):
-            message += f" (got {item['input']!r})"
+            message += f" (got {_short(item['input'])})"
         lines += [f"{where}: {message}" if where else line for line in message.split("\n  ")]
     lines = list(dict.fromkeys(lines))
-    return f"{name} has {len(lines)} error(s):\n" + "\n".join(f"  {line}" for line in lines)
+    more = [f"and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
+    listed = "\n".join(f"  {line}" for line in [*lines[:MOST], *more])
+    return f"{name} has {len(lines)} error(s):\n{listed}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,10 +17,13 @@ from pydantic import (
 
 from fusetune.errors import RecipeError
 
+Name = Annotated[str, Field(min_length=1)]
 Scalar = bool | int | float | str | None
 SplitName = Literal["train", "validation", "test"]
 WITHOUT_COLUMNS = ("lm-eval",)
 """Kinds of tasks that say themselves where inputs and answers stand."""
+MAX_RANK = 2**16
+MAX_INTEGER = 2**53  # every number up to it is the same as JSON and as a float
 
 
 def _known_form(value: str) -> str:
@@ -38,7 +42,7 @@ ExportText = Annotated[str, AfterValidator(_known_form)]
 class Section(BaseModel):
     """Base of every section: a mistyped key is an error, a value never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SplitSection(Section):
@@ -50,7 +54,9 @@ class SplitSection(Section):
     hold_out: int | None = Field(
         None, ge=1, description="Training rows that become validation; validation becomes test."
     )
-    seed: int | None = Field(None, description="Seed of the shuffle; the recipe's by default.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**32, description="Seed of the shuffle; the recipe's by default."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> SplitSection:
@@ -63,7 +69,7 @@ class TaskSection(Section):
     """What is learned."""
 
     kind: str = "sequence-classification"
-    data: str | dict[SplitName, str] = Field(
+    data: Name | Annotated[dict[SplitName, Name], Field(min_length=1)] = Field(
         description="A hub id (name or name:config), a folder with train, validation and test "
         "files, or a mapping from split to file."
     )
@@ -119,7 +125,7 @@ class TaskSection(Section):
 class LoraSection(Section):
     """Low-rank adapters, by PEFT; a new classifier's head always trains beside them."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=MAX_RANK)
     alpha: float | None = Field(None, gt=0, description="Of the scaling alpha/r; rank if none.")
     target_modules: list[str] | str | None = Field(
         None, description="Names, a regular expression or all-linear; PEFT's choice if none."
@@ -127,7 +133,9 @@ class LoraSection(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     rslora: bool = Field(False, description="Scale by alpha/sqrt(r).")
     dora: bool = False
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MAX_RANK)]] = Field(
+        default_factory=dict
+    )
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     modules_to_save: list[str] = Field(default_factory=list)
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -136,7 +144,7 @@ class LoraSection(Section):
 class ModelSection(Section):
     """Which network, and in which precision it computes."""
 
-    name: str = Field(description="Folder, hub id, or a packaged model by its short name.")
+    name: Name = Field(description="Folder, hub id, or a packaged model by its short name.")
     revision: str | None = None
     max_length: int | None = Field(
         None, ge=8, description="Tokens; the model's limit by default."
@@ -240,6 +248,19 @@ class ExecutorSection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str = "serial"
+
+
+def number_problems(path: str, value: Any) -> list[str]:
+    """Numbers in free-form values that nothing can be computed with."""
+    if isinstance(value, dict):
+        return [p for k, v in value.items() for p in number_problems(f"{path}.{k}", v)]
+    if isinstance(value, list):
+        return [p for i, v in enumerate(value) for p in number_problems(f"{path}.{i}", v)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path}: must be a finite number, got {value}"]
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return [f"{path}: must be between ±2^53"]
+    return []
 
 
 def lora_problems(

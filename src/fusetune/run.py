@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fusetune.errors import RunError
-from fusetune.members.disk import claimed, write_json, write_text
+from fusetune.errors import RecipeError, RunError
+from fusetune.members.claim import claimed
+from fusetune.members.disk import write_json, write_text
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference
+from fusetune.recipe_yaml import read_text, read_yaml
 
 STAGES = ("search", "train", "fuse", "report")
 
@@ -225,18 +226,18 @@ class RunFolder:
 
     def stored_recipe(self) -> dict[str, Any] | None:
         """The recipe of this folder as plain data; None in a new folder."""
-        try:
-            data = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.recipe_file.exists():
             return None
-        except (OSError, yaml.YAMLError) as error:
-            raise RunError(f"{self.recipe_file} cannot be read: {error}.") from error
+        try:
+            data = read_yaml(read_text(self.recipe_file), str(self.recipe_file))
+        except RecipeError as error:
+            raise RunError(f"The folder's recipe is damaged: {error}") from error
         return data if isinstance(data, dict) else {}
 
     def changes(self, recipe: Recipe) -> dict[str, str]:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
         stored = self.stored_recipe()
-        changed = difference(stored, recipe.dump()) if stored is not None else {}
+        changed = difference(stored, recipe.public()) if stored is not None else {}
         return {
             k: v
             for k, v in changed.items()
@@ -284,10 +285,26 @@ class RunFolder:
         """Hold the folder; released when the process ends, however it ends.
 
         Raises:
-            RunError: If another process holds it, or it cannot be written to.
+            RunError: If another process holds it, it cannot be written to, or a link in it
+                leads out of it.
         """
         with claimed(self.path, "The run folder"):
+            self._check_links(self.path)
             yield
+
+    def _check_links(self, folder: Path) -> None:
+        """Refuse links out of the run folder: what is written here must not land elsewhere."""
+        home = self.path.resolve()
+        for entry in os.scandir(folder):
+            if entry.is_symlink():
+                target = Path(os.path.realpath(entry.path))
+                if not target.is_relative_to(home):
+                    raise RunError(
+                        f"{entry.path} is a link that leaves the run folder, to {target}.",
+                        "Remove it; to keep a run elsewhere, give that folder with --out.",
+                    )
+            elif entry.is_dir():
+                self._check_links(Path(entry.path))
 
     def _record(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from fusetune.errors import ModelError
+from fusetune.members.member import architectures
 from fusetune.members.pool import MemberPool
 from fusetune.models.device import choose_device
 from fusetune.models.load import resolve
@@ -51,7 +52,7 @@ def build_model(
         base = pool.adapters.base.model
         return base if device is None else base.to(device)
     first = pool.members[0]
-    names = first.config.get("architectures") or []
+    names = architectures(first.config)
     known = [name for name in names if hasattr(transformers, name)]
     if not known:
         said = ", ".join(names) or "no architecture"

@@ -31,8 +31,9 @@ from fusetune.library.objectives import as_budget, as_method, as_objectives
 from fusetune.library.pool import BaseMember, as_pool
 from fusetune.library.result import Candidate, Fused, best_of
 from fusetune.members.average import plan
+from fusetune.members.claim import claimed
 from fusetune.members.discover import Paths
-from fusetune.members.disk import claimed, write_json
+from fusetune.members.disk import write_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method

@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from fusetune.errors import MemberError
 from fusetune.members.header import TensorInfo, read_header
 from fusetune.members.manifest import Manifest, read_manifest
@@ -34,6 +36,8 @@ PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|lora_B\.bias)(\.weight)?"
 )
+
+PATIENCE = 0.05  # seconds for one regular expression of an adapter's configuration
 
 # Of PEFT's ways to begin: those that leave the base model as it is.
 KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -237,7 +241,7 @@ def _module(
             f"{path / WEIGHTS}: the factors of {name} do not fit together, {shapes[0]} and "
             f"{shapes[1]}."
         )
-    alpha = float(_of_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
+    alpha = _alpha(path, config, name)
     root = math.sqrt(rank) if config.get("use_rslora") else rank
     return AdaptedModule(
         a=a,
@@ -250,9 +254,36 @@ def _module(
     )
 
 
+def _alpha(path: Path, config: Mapping[str, Any], module: str) -> float:
+    try:
+        pattern = config.get("alpha_pattern") or {}
+        alpha = float(_of_pattern(pattern, module, config["lora_alpha"]))
+        if not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha}")
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TimeoutError,
+        TypeError,
+        ValueError,
+        regex.error,
+    ) as error:
+        raise MemberError(
+            f"{path / CONFIG} does not say the alpha of {module}: {type(error).__name__}: "
+            f"{error}.",
+            hint="Save the adapter with PEFT's save_pretrained.",
+        ) from error
+    return alpha
+
+
 def _of_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key that matches the end of the module's path, as in PEFT."""
+    """The value of the first key that matches the end of the module's path, as in PEFT.
+
+    The keys are regular expressions of whoever wrote the file; one that does not come to an
+    end is given up.
+    """
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if regex.match(rf"(.*\.)?({key})$", module, timeout=PATIENCE):
             return value
     return default

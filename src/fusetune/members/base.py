@@ -194,30 +194,43 @@ def load_base(member: AdapterMember) -> nn.Module:
             f"{member.path} does not say which base model it belongs to.",
             hint="Give the base model: MemberPool.open(paths, base=model).",
         )
-    mapping = config.get("auto_mapping") or {}
-    kind = AUTO_CLASSES.get(str(config.get("task_type")), mapping.get("base_model_class"))
+    mapping = config.get("auto_mapping")
+    written = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    kind = AUTO_CLASSES.get(str(config.get("task_type")), written)
     make: Any = getattr(transformers, str(kind), None)
-    if make is None:
+    if not _is_model_class(make):
         raise MemberError(
             f"{member.path} does not say of which class its base model is.",
             hint="Give the base model: MemberPool.open(paths, base=model).",
         )
-    labels = [member.tensors[member.whole[n]].shape[0] for n in HEADS if n in member.whole]
+    heads = [member.tensors[member.whole[n]].shape for n in HEADS if n in member.whole]
+    labels = [shape[0] for shape in heads if shape]
     options: dict[str, Any] = {"revision": r} if (r := config.get("revision")) else {}
-    options["use_safetensors"] = True  # nothing pickled without consent
+    # Nothing pickled, no code from the folder, and no question about it on the terminal.
+    options |= {"use_safetensors": True, "trust_remote_code": False}
     try:
         if member.config:
-            options["config"] = transformers.AutoConfig.from_pretrained(member.path)
+            options["config"] = transformers.AutoConfig.from_pretrained(
+                member.path, trust_remote_code=False
+            )
         elif labels and kind != "AutoModel":
             options["num_labels"] = labels[0]
         model: nn.Module = make.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged configuration makes the library raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MemberError(
-            f"The base model {name} of {member.path} cannot be loaded: "
-            f"{str(error).strip().splitlines()[0]}",
+            f"The base model {name} of {member.path} cannot be loaded: {reason}",
             hint="Give the base model: MemberPool.open(paths, base=model).",
         ) from error
     return model.eval()
+
+
+def _is_model_class(found: Any) -> bool:
+    """Whether a name in a file means a class of models, and nothing else of the library."""
+    from transformers import PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    return isinstance(found, type) and issubclass(found, (PreTrainedModel, _BaseAutoModelClass))
 
 
 def _packed(name: str, tensor: Tensor) -> bool:

@@ -17,8 +17,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fusetune.members.member import Members
+from fusetune.members.member import Members, architectures
 from fusetune.members.points import OwnModel, Point
+from fusetune.redaction import shown
 
 AUTO_CLASSES = (
     ("ForSequenceClassification", "AutoModelForSequenceClassification"),
@@ -124,7 +125,7 @@ def _environment() -> Environment:
 
 def _line(text: str) -> str:
     """Text on one line that starts no markup of its own."""
-    flat = html.escape(" ".join(str(text).split()), quote=False)
+    flat = html.escape(shown(" ".join(str(text).split())), quote=False)
     return re.sub(r"([\\`*\[\]])", r"\\\1", flat)
 
 
@@ -158,7 +159,7 @@ def _eval_results(
 
 
 def _auto_class(config: Mapping[str, Any]) -> str:
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = next(iter(architectures(config)), "")
     for ending, auto_class in AUTO_CLASSES:
         if architecture.endswith(ending):
             return auto_class

@@ -68,8 +68,8 @@ def find_members(paths: Paths) -> Found:
 
 def natural(path: Path) -> tuple[tuple[int, int | str], ...]:
     """A key that orders runs of digits by their number."""
-    parts = re.split(r"(\d+)", str(path))
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+    parts = re.split(r"([0-9]+)", str(path))
+    return tuple((0, int(part)) if i % 2 else (1, part) for i, part in enumerate(parts))
 
 
 def _expand(path: Path) -> list[Path]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusetune.errors import RunError, StageError
+from fusetune.errors import StageError, StorageError
 
 MARGIN = 32 * 2**20  # bytes left free: configuration, tokenizer, the file system's own needs
 
@@ -52,7 +52,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def full_disk_is_an_error(folder: str | Path) -> Iterator[None]:
-    """Turn "no space left" raised inside the block into a `StageError`."""
+    """Turn "no space left" raised inside the block into a `StorageError`."""
     try:
         yield
     except Exception as error:
@@ -61,10 +61,22 @@ def full_disk_is_an_error(folder: str | Path) -> Iterator[None]:
         free = shutil.disk_usage(Path(folder).absolute().anchor).free
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
-        raise StageError(
+        raise StorageError(
             f"The disk became full while writing to {folder} ({free:,} bytes free).",
             hint="Free some space and run the same command again; nothing else was lost.",
         ) from error
+
+
+def regular(path: Path) -> os.stat_result:
+    """What the system says of a file; a pipe or a device would block, or never end.
+
+    Raises:
+        OSError: If there is none, or it is not an ordinary file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+    return found
 
 
 def file_sha256(path: Path) -> str:
@@ -111,40 +123,6 @@ def replaced_file(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder, made if need be; released when the process ends, however it ends.
-
-    Args:
-        folder: What this process alone may write to.
-        what: How messages call it.
-
-    Raises:
-        RunError: If another process holds it, or it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"{what} {folder} cannot be written to: {error.strerror}.", "Give another folder."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise RunError(
-                f"{folder} is in use by {holder}.",
-                "Wait for it, stop it, or give another folder.",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
 
 
 @contextlib.contextmanager

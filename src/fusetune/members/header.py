@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from fusetune.errors import MemberError
+from fusetune.members.disk import regular
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_DIMENSIONS = 64  # of a tensor; PyTorch's own limit
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -77,39 +79,68 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """Tensor name → dtype and shape of one safetensors file.
 
     Raises:
-        MemberError: If the file is truncated, is not safetensors, or has a dtype that
-            cannot be averaged.
+        MemberError: If the file is truncated, is not safetensors, has tensors that overlap
+            or bytes that are no tensor's, or a dtype that cannot be averaged.
     """
     try:
-        size = file.stat().st_size
+        size = regular(file).st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= MAX_HEADER:
                 raise _invalid(file, f"is not a safetensors file ({size:,} bytes)")
             if 8 + length > size:
                 raise _truncated(file, 8 + length, size)
-            raw = json.loads(stream.read(length))
+            text = stream.read(length).decode("utf-8")
+            raw = json.loads(text, object_pairs_hook=_without_doubles)
     except OSError as error:
         raise _invalid(file, f"cannot be read ({error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(file, "is not a safetensors file (its header is not JSON)") from error
     if not isinstance(raw, dict):
         raise _invalid(file, "is not a safetensors file (its header is not an object)")
-    raw.pop("__metadata__", None)
-    infos, end = {}, 0
-    for name, entry in raw.items():
-        infos[name], stop = _entry(file, name, entry, 8 + length)
-        end = max(end, stop)
-    if 8 + length + end > size:
-        raise _truncated(file, 8 + length + end, size)
+    metadata = raw.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _invalid(file, "has a damaged header: its metadata are not texts")
+    infos = {name: _entry(file, name, entry, 8 + length) for name, entry in raw.items()}
+    _check_places(file, infos, 8 + length, size)
     return infos
 
 
-def _entry(file: Path, name: str, entry: Any, data: int) -> tuple[TensorInfo, int]:
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _check_places(file: Path, infos: Mapping[str, TensorInfo], start: int, size: int) -> None:
+    """The tensors follow one another without holes, up to the end of the file.
+
+    The format asks for that: no byte belongs to two tensors, and none to nobody.
+    """
+    end = start
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != end:
+            what = "overlaps another tensor" if info.offset < end else "leaves a hole before it"
+            raise _invalid(file, f"has a damaged header: {name!r} {what}")
+        end += info.nbytes
+    if end > size:
+        raise _truncated(file, end, size)
+    if end < size:
+        raise _invalid(file, f"has {size - end:,} bytes that belong to no tensor")
+
+
+def _is_size(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
+
+
+def _entry(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         start, stop = entry["data_offsets"]
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+        sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+        sound = sound and all(_is_size(n) for n in (*shape, start, stop))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
@@ -125,7 +156,7 @@ def _entry(file: Path, name: str, entry: Any, data: int) -> tuple[TensorInfo, in
             file,
             f"has a damaged header: {name!r} takes {stop - start:,} bytes, not {info.nbytes:,}",
         )
-    return info, stop
+    return info
 
 
 def _truncated(file: Path, expected: int, size: int) -> MemberError:

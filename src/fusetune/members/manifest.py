@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import MemberError
-from fusetune.members.disk import file_sha256, sync, write_json
+from fusetune.members.disk import file_sha256, regular, sync, write_json
 
 MANIFEST = "member.json"
 
@@ -103,6 +103,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     """
     path = Path(folder) / MANIFEST
     try:
+        regular(path)
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -110,7 +111,14 @@ def read_manifest(folder: str | Path) -> Manifest | None:
         raise _unreadable(path, error) from error
     try:
         return _parse(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unreadable(path, error) from error
 
 
@@ -132,6 +140,8 @@ def _json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _parse(raw: Mapping[str, Any]) -> Manifest:
+    if outside := [name for name in raw["files"] if Path(name).name != name or "\0" in name]:
+        raise ValueError(f"a file outside of the folder, {outside[0]!r}")
     values = raw.get("values") or {}
     trajectory, epoch = raw.get("trajectory"), raw["epoch"]
     return Manifest(

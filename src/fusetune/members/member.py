@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members import formats
-from fusetune.members.disk import file_sha256
+from fusetune.members.disk import file_sha256, regular
 from fusetune.members.header import TensorInfo, TensorSpec, read_header
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
 
@@ -166,12 +166,12 @@ def step_of(path: Path) -> int | None:
     state = path / "trainer_state.json"
     if state.exists():
         try:
-            step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError, TypeError):
+            step = read_json(state)["global_step"]
+        except (MemberError, KeyError):
             step = None
-        if isinstance(step, int):
+        if isinstance(step, int) and 0 <= step < 2**63:
             return step
-    match = re.search(r"(\d+)$", path.stem if path.is_file() else path.name)
+    match = re.search(r"([0-9]{1,18})$", path.stem if path.is_file() else path.name)
     return int(match[1]) if match else None
 
 
@@ -197,7 +197,7 @@ def _sharded(path: Path) -> dict[Path, set[str] | None]:
         raise _damaged(path / INDEX, "has no weight_map")
     shards: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
             raise _damaged(path / INDEX, f"points outside of its folder: {file!r}")
         shards.setdefault(path / file, set()).add(name)
     absent = sorted(file.name for file in shards if not file.exists())
@@ -220,8 +220,9 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; `MemberError` if the file holds none."""
     try:
+        regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise _damaged(path, "is not a JSON object")
@@ -232,6 +233,12 @@ def _damaged(path: Path, what: str) -> MemberError:
     return MemberError(
         f"{path} {what}.", hint="Remove this checkpoint from the list, or copy it again."
     )
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The classes that config.json names; empty if it names none."""
+    found = config.get("architectures")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:

@@ -115,7 +115,7 @@ class ModelSource:
                 f"The weights of {self.label} are damaged or cut off: {error}.",
                 "Download or copy the model again.",
             ) from error
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # a damaged file makes the library raise anything
             raise ModelError(
                 f"The {what} of {self.label} cannot be loaded: {_first_line(error)}",
                 _hint(self.path),

@@ -23,6 +23,7 @@ from fusetune.optimization import improvement, pareto, process, simplex
 from fusetune.optimization.pareto import Values
 from fusetune.optimization.process import Process
 from fusetune.optimization.simplex import Points
+from fusetune.optimization.thinning import MOST_FUSION, informative
 
 MeanFunction = Callable[[Points], Values]
 """`b x k` points → `b x m`, what is expected of them, to be maximised; NaN: no point to try."""
@@ -71,6 +72,9 @@ def suggest(
     objective what the settings name, in closed form; screened over points of the whole
     simplex and around the front, then refined.
 
+    Of more than `thinning.MOST_FUSION` points, the processes know the members, the front, the
+    best and the newest.
+
     Args:
         W: `n x k`; n ≥ 2 points evaluated.
         Y: `n x m`; their values, finite, to be maximised. Reference point and scales come
@@ -96,7 +100,10 @@ def suggest(
     taken = np.vstack([W, pending, avoid])
     broken = avoid[avoid.max(axis=1, initial=0.0) == 1.0].any(axis=0)
     scaled = scale(W, Y)
-    promise = _Promise(W, Y, scaled, pending, mean, settings)
+    members = np.flatnonzero(W.max(axis=1) == 1.0)
+    always = np.union1d(members, pareto.front(scaled))
+    kept = informative(scaled.sum(axis=1), MOST_FUSION, always)
+    promise = _Promise(W[kept], Y[kept], scaled[kept], pending, mean, settings)
 
     def fresh(points: Points) -> Points:
         points = np.where(broken, 0.0, points)

@@ -17,10 +17,12 @@ from torch.quasirandom import SobolEngine
 
 from fusetune.optimization import acquisition, pareto, surrogate
 from fusetune.optimization.cube import Array, Cube
+from fusetune.optimization.thinning import MOST, informative
 
 SCREENED = 512  # Sobol points; half as many again are near the best trials
 REFINED = 5
 SAMPLES = 128
+BLOCK = 1024  # points that others are compared with at a time
 SAME = 1e-6  # coordinates closer than this are the same point
 
 
@@ -48,6 +50,8 @@ def suggest(
 ) -> Array:
     """The point whose evaluation promises most, `d`; a pure function of its arguments.
 
+    Of more than `thinning.MOST` points, the surrogate knows the best and the newest.
+
     Args:
         cube: The search space.
         X: `n x d`; n ≥ 1 points evaluated.
@@ -69,6 +73,8 @@ def suggest(
     pool = _candidates(cube, X[np.argsort(-y, kind="stable")], rng)
     fresh = pool[_is_fresh(pool, taken)]
     pool = fresh if len(fresh) else pool  # every point of the space has been tried
+    kept = informative(y, MOST)
+    X, y = X[kept], y[kept]
     with acquisition.reproducible(int(rng.integers(2**31))):
         model = surrogate.fit_ard(torch.as_tensor(X), torch.as_tensor(y)[:, None])
         promise = acquisition.single_objective(
@@ -100,8 +106,12 @@ def _candidates(cube: Cube, best_first: Array, rng: np.random.Generator) -> Arra
 
 
 def _is_fresh(points: Array, taken: Array) -> NDArray[np.bool_]:
-    differs = np.abs(points[:, None, :] - taken[None, :, :]).max(axis=-1, initial=0.0) > SAME
-    return np.asarray(differs.all(axis=1))
+    fresh = np.ones(len(points), dtype=bool)
+    for first in range(0, len(taken), BLOCK):  # all at once would be gigabytes
+        part = taken[None, first : first + BLOCK]
+        differs = np.abs(points[:, None, :] - part).max(axis=-1, initial=0.0) > SAME
+        fresh &= differs.all(axis=1)
+    return fresh
 
 
 def _best_first(promise: acquisition.Acquisition, points: Array) -> Array:

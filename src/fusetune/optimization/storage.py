@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
-from fusetune.errors import RunError, StageError
+from fusetune.errors import RunError, StorageError
+from fusetune.members.disk import is_disk_full
 from fusetune.optimization.journal import Watching, existing_journal, open_journal
 
 
@@ -34,8 +34,10 @@ def open_storage(location: str | PathLike[str]) -> BaseStorage:
             return RDBStorage(url)
     except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
         raise RunError(
-            f"The storage {_without_password(url)} cannot be opened: {_first_line(error)}.",
-            hint="Check the URL, that its driver is installed and that the server answers.",
+            f"The storage {url} cannot be opened: {_first_line(error)}.",
+            hint="Check the URL, that its driver is installed and that the server answers. "
+            "Run folders keep no password: give it in the environment (PGPASSWORD), in "
+            "~/.pgpass, or with storage=URL again.",
         ) from error
 
 
@@ -66,18 +68,19 @@ def storing() -> Iterator[None]:
     try:
         yield
     except (OSError, optuna.exceptions.StorageInternalError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise disk_full(error) from error
-        raise StageError(
+        raise StorageError(
             f"The storage of trials cannot be written to: {_first_line(error)}.",
             hint="Finished trials are kept; run again once it can.",
         ) from error
 
 
-def disk_full(error: OSError) -> StageError:
+def disk_full(error: BaseException) -> StorageError:
     """What to tell the user when a write found no space left."""
-    where = f" ({error.filename})" if error.filename else ""
-    return StageError(
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
+    return StorageError(
         f"The disk is full{where}.", hint="Free some space and run again: trials are kept."
     )
 
@@ -97,9 +100,3 @@ def quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
-
-
-def _without_password(url: str) -> str:
-    head, at, host = url.rpartition("@")
-    scheme, colon, _ = head.rpartition(":") if head.count(":") > 1 else (head, "", "")
-    return f"{scheme}{colon}…@{host}" if at else url

@@ -201,7 +201,7 @@ def _report(trial: Trial, resumed_from: int, step: int, value: float) -> bool:
     """
     if len(trial.study.directions) > 1 or not math.isfinite(value) or step < resumed_from:
         return False
-    with quiet():
+    with storing(), quiet():
         if step != resumed_from:
             trial.report(value, step)
         return trial.should_prune()

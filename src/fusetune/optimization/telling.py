@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,12 @@ from typing import Any
 from optuna import Study, Trial, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
-from fusetune.errors import FusetuneError, StageError
+from fusetune.errors import FusetuneError, StageError, StorageError
 from fusetune.executors.executor import Outcome
+from fusetune.members.disk import is_disk_full
 from fusetune.objective import Objective
 from fusetune.optimization.storage import disk_full, quiet
+from fusetune.redaction import shown
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def tell(
 
     Raises:
         FusetuneError: What no other trial would escape: every such error but a `StageError`,
-            and a full disk. The trial stays RUNNING.
+            a full disk, and a storage that does not answer. The trial stays RUNNING.
         TypeError: If an evaluation returned something else than it may.
     """
     state, values, attributes = _verdict(outcome, objectives)
@@ -75,11 +76,13 @@ def _verdict(
     if isinstance(error, TrialPruned):
         return TrialState.PRUNED, None, {}
     if error is not None:
-        if isinstance(error, FusetuneError) and not isinstance(error, StageError):
+        if isinstance(error, StorageError) or (
+            isinstance(error, FusetuneError) and not isinstance(error, StageError)
+        ):
             raise error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise disk_full(error)
-        return TrialState.FAIL, None, {REASON: f"{type(error).__name__}: {error}"[:1000]}
+        if is_disk_full(error):
+            raise disk_full(error) from error
+        return TrialState.FAIL, None, {REASON: shown(f"{type(error).__name__}: {error}")[:1000]}
     if isinstance(result, Pruned):
         return TrialState.PRUNED, None, result.attributes
     if not isinstance(result, Finished):

@@ -11,7 +11,7 @@ from fusetune.members.disk import require_space
 from fusetune.members.member import Member
 from fusetune.models.lora import require_peft
 from fusetune.optimization import RIVALS, rivals
-from fusetune.pipeline import existing, starts, tracking
+from fusetune.pipeline import existing, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import extremes
 from fusetune.tasks.task import OfModel
@@ -41,7 +41,8 @@ def check(context: Context) -> None:
     if isinstance(context.task, OfModel):  # what does not fit the model shows in encoding
         for split in context.task.splits:
             _ = context.train_data if split == "train" else context.encode(split)
-    for note in context.task.notes:
+    code = notes.of_code(recipe.model.trust_remote_code, recipe.task.metrics)
+    for note in (*code, *context.task.notes):
         context.display.warn(note)
     size, kept = _check_model(context, members)
     if trains:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import NoResultError, RecipeError, RunError
+from fusetune.members.claim import claimed
 from fusetune.members.disk import write_json, write_text
 from fusetune.pipeline import run
 from fusetune.pipeline.checks import check
@@ -57,6 +58,19 @@ def compare(
     plans = _plans(recipe, rows, seeds)
     _check_folders(out, plans, force=force)
     task = _check_runs(out, plans[seeds[0]])
+    with claimed(out, "The folder of the comparison"):
+        return _compare(plans, rows, task, out, force=force, display=display)
+
+
+def _compare(
+    plans: Mapping[int, Plan],
+    rows: Sequence[str],
+    task: Task,
+    out: Path,
+    *,
+    force: bool,
+    display: Display,
+) -> Comparison:
     results = []
     for seed, plan in plans.items():
         made, failed = _run_all(plan, out / f"seed-{seed}", force=force, display=display)

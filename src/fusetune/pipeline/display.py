@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fusetune.redaction import shown
+
 logger = logging.getLogger("fusetune")
 
 # Libraries whose warnings belong into the log file and not between progress bars.
@@ -47,6 +49,13 @@ class Bar:
             self._progress.update(self._task, text=text)
 
 
+class _Formatter(logging.Formatter):
+    """Lines without secrets, those of a traceback included, and without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 class Display:
     """Progress bars and lines of one run.
 
@@ -62,11 +71,13 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line for the user, in the log file too."""
+        text = shown(text)
         logger.info(text)
         self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """A warning for the user."""
+        text = shown(text)
         logger.warning(text)
         self.console.print(f"Warning: {text}", style="yellow", markup=False)
 
@@ -97,7 +108,7 @@ def log_to(path: Path, *, verbose: bool) -> Iterator[None]:
         verbose: Show fusetune's log on standard error as well.
     """
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     previous = {}
     for name in ("fusetune", *_NOISY):
@@ -108,7 +119,9 @@ def log_to(path: Path, *, verbose: bool) -> Iterator[None]:
         if name == "fusetune":
             chosen.setLevel(logging.DEBUG)
             if verbose:
-                chosen.addHandler(logging.StreamHandler())
+                shown_too = logging.StreamHandler()
+                shown_too.setFormatter(_Formatter("%(message)s"))
+                chosen.addHandler(shown_too)
     _silence_library_bars()
     try:
         yield

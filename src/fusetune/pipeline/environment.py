@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusetune.redaction import tree_without_secrets
+
 if TYPE_CHECKING:
     from fusetune.pipeline.context import Context
 
@@ -41,7 +43,7 @@ def environment(context: Context) -> dict[str, Any]:
     """The content of environment.json."""
     device = context.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
+    found = {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
@@ -58,3 +60,5 @@ def environment(context: Context) -> dict[str, Any]:
         },
         "versions": {package: package_version(package) for package in PACKAGES},
     }
+    shown: dict[str, Any] = tree_without_secrets(found)
+    return shown

@@ -11,7 +11,7 @@ from fusetune.errors import MemberError
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.base import HEADS
 from fusetune.members.formats import TOKENIZER_FILES
-from fusetune.members.member import Member
+from fusetune.members.member import Member, architectures
 from fusetune.models.load import PICKLED
 
 CLASSIFICATION, REGRESSION = "sequence-classification", "regression"
@@ -75,7 +75,7 @@ def read(member: Member, kind: str | None = None) -> Finished:
         architecture = str(adapter.get("task_type") or "an adapter without task_type")
         kind = kind or ADAPTER_KINDS.get(architecture)
     else:
-        architecture = str((config.get("architectures") or ["a model without config.json"])[0])
+        architecture = next(iter(architectures(config)), "a model without config.json")
         ending = next((end for end in KINDS if architecture.endswith(end)), "")
         kind = kind or KINDS.get(ending)
     names = _names(config)

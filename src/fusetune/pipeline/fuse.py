@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from fusetune.errors import MemberError
+from fusetune.errors import MemberError, RunError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.average import AdapterAverage
 from fusetune.members.card import model_card
@@ -180,11 +180,17 @@ def _save(folder: RunFolder, name: str, result: FusionResult) -> FusionResult:
 
 
 def _saved(folder: RunFolder, name: str) -> FusionResult | None:
+    path = folder.methods / f"{name}.json"
     try:
-        text = (folder.methods / f"{name}.json").read_text(encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return FusionResult.from_json(found, _own_models(folder))
     except FileNotFoundError:
         return None
-    return FusionResult.from_json(json.loads(text), _own_models(folder))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged: {type(error).__name__}: {error}.",
+            "Remove it: the method is then run again, from the evaluations that are kept.",
+        ) from error
 
 
 def _write_fused(

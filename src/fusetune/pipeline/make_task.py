@@ -10,6 +10,7 @@ from typing import Any
 
 from fusetune.errors import RecipeError
 from fusetune.recipe_sections import TaskSection
+from fusetune.redaction import without_secrets
 from fusetune.tasks import find as find_task
 from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import Task
@@ -43,7 +44,7 @@ def make_task(section: TaskSection, seed: int, *, trains: bool = True) -> Task:
         names = ", ".join(sorted(unknown))
         raise RecipeError(f"task.options: a task of kind {section.kind} has no {names}.")
     return make(
-        section.name or default_name(section.data),
+        without_secrets(section.name or default_name(section.data)),
         section.data,
         **section.inputs,
         metrics=section.metrics,

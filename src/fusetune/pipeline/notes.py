@@ -26,6 +26,17 @@ def failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
     ]
 
 
+def of_code(trust_remote_code: bool, metrics: Iterable[str]) -> list[str]:
+    """Which code from outside of fusetune a run calls, by the recipe's consent."""
+    found = []
+    if trust_remote_code:
+        found.append("trust_remote_code is on: code that comes with the model is run.")
+    own = [name for name in metrics if ":" in name]
+    if own:
+        found.append(f"The recipe's own metrics are imported and called: {', '.join(own)}.")
+    return found
+
+
 def of_method(result: FusionResult) -> list[str]:
     """What a method wants the report to say."""
     found = result.details.get("notes", [])

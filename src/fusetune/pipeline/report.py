@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ from fusetune.pipeline.ledger import ledger
 from fusetune.pipeline.results import SPLITS, build_results
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.workbench import Workbench, open_members
+from fusetune.redaction import tree_without_secrets, without_secrets
 from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
 from fusetune.report.discrepancy import discrepancy
 from fusetune.report.html import write as write_html
@@ -75,6 +77,7 @@ def report(context: Context) -> dict[str, Any]:
     ]
     if "adapters" in record:
         table["adapters"] = record["adapters"]
+    table = dict(tree_without_secrets(table))
     page = _record(context, bench, evaluators["validation"], table, results, warnings)
     table["discrepancy"] = discrepancy(page.evaluations, page.objectives, table["primary"])
     table["cost"] = {
@@ -144,7 +147,8 @@ def _record(
         hypervolume=hypervolume,
         trials=tuple(_trial(t) for t in search_trials),
         cost=ledger(context, bench.pool, fusion_trials),
-        notes=(
+        notes=_texts(
+            *notes.of_code(context.recipe.model.trust_remote_code, context.recipe.task.metrics),
             *context.task.notes,
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
@@ -159,6 +163,10 @@ def _record(
         environment=environment(context),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _texts(*notes: str) -> tuple[str, ...]:
+    return tuple(without_secrets(note) for note in notes)
 
 
 def _members(bench: Workbench, evaluator: Evaluator) -> tuple[MemberRow, ...]:
@@ -233,13 +241,14 @@ def _trial(trial: FrozenTrial) -> TrialRow:
 def usage(context: Context) -> str:
     """A line of code that uses the fused model."""
     path = context.folder.fused
+    place = json.dumps(str(path), ensure_ascii=False)  # quoted, whatever the folder is called
     tag = context.task.pipeline_tag
     if (path / ADAPTER).is_file():
-        return f'from peft import PeftModel; model = PeftModel.from_pretrained(base, "{path}")'
+        return f"from peft import PeftModel; model = PeftModel.from_pretrained(base, {place})"
     if tag in WITHOUT_PIPELINE:
         auto_class = WITHOUT_PIPELINE[tag]
         return (
             f"from transformers import {auto_class}; "
-            f'model = {auto_class}.from_pretrained("{path}")'
+            f"model = {auto_class}.from_pretrained({place})"
         )
-    return f'from transformers import pipeline; model = pipeline("{tag}", "{path}")'
+    return f'from transformers import pipeline; model = pipeline("{tag}", {place})'

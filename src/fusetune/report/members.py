@@ -8,7 +8,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from fusetune.members.member import Member
+from fusetune.members.member import Member, architectures
+from fusetune.redaction import shown
 
 
 def members_table(members: Sequence[Member]) -> Table:
@@ -23,11 +24,11 @@ def members_table(members: Sequence[Member]) -> Table:
     for member in members:
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in member.tensors.values()})
         table.add_row(
-            escape(member.name if names.count(member.name) == 1 else str(member.path)),
+            escape(shown(member.name if names.count(member.name) == 1 else str(member.path))),
             "–" if member.step is None else f"{member.step:,}",
             f"{member.num_parameters:,}",
             decimal(member.nbytes),
             ", ".join(dtypes),
-            escape(", ".join(member.config.get("architectures") or ["–"])),
+            escape(shown(", ".join(architectures(member.config)) or "–")),
         )
     return table

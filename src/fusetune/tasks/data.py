@@ -153,7 +153,13 @@ def _dataset(
         ) from error
     if table.num_rows == 0:
         raise DataError(f"The {split} split is empty: {files[0]} has no rows.")
-    return datasets.Dataset(table)
+    try:
+        return datasets.Dataset(table)
+    except Exception as error:  # types, names or metadata that the library cannot take
+        names = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+        raise DataError(
+            f"{files[0]} has columns that cannot be used: {names}: {first_line(error)}."
+        ) from error
 
 
 def _read_hub(data: str, train: bool) -> dict[SplitName, datasets.Dataset]:

@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fusetune.errors import DataError
+from fusetune.members.disk import regular
 
 
 def read_table(path: Path, text: Sequence[str] = ()) -> pa.Table:
@@ -29,10 +30,10 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pa.Table:
             f"{path} has the unknown extension {path.suffix!r}; known are {', '.join(READERS)}."
         )
     try:
-        if path.stat().st_size == 0:
+        if regular(path).st_size == 0:
             return pa.table({})
         return READERS[path.suffix](path, text)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, RecursionError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}.") from error
 
 
@@ -95,6 +96,8 @@ def _json_lines(content: str) -> list[Any]:
 def _array(name: str, values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
+    except OverflowError as error:
+        raise ValueError(f"column {name!r} has a whole number beyond 64 bits") from error
     except pa.ArrowException as error:
         kinds = {type(v).__name__: i for i, v in reversed(list(enumerate(values)))}
         kinds.pop("NoneType", None)

@@ -42,13 +42,17 @@ class OwnMetric:
             RecipeError: If there is no such module or function.
         """
         module, _, name = path.partition(":")
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            raise RecipeError(
+                f"The metric {path} is Python's own; a metric is a function of yours."
+            )
         here = str(Path.cwd())
         sys.path.append(here)
         try:
             function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # whatever the module does when it is imported
             raise RecipeError(
-                f"The metric {path} cannot be imported: {error}.",
+                f"The metric {path} cannot be imported: {type(error).__name__}: {error}.",
                 hint="Give module:function, with the module installed or in this folder.",
             ) from error
         finally:

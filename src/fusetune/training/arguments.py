@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from fusetune.errors import RecipeError
@@ -29,6 +32,44 @@ OWN = {
     "eval_strategy": "the search",
     "load_best_model_at_end": "the choice of w",
 }
+
+
+SECRETS = ("hub_token", "push_to_hub_token")
+"""Fields that hold a secret, which a recipe must not: it is kept, shown and handed on."""
+
+
+@cache
+def _hints() -> Mapping[str, Any]:
+    return get_type_hints(TrainingArguments)
+
+
+@cache
+def _type_of(name: str) -> TypeAdapter[Any] | None:
+    hint = _hints().get(ALIASES.get(name, name))
+    kinds = get_args(hint) or (hint,)
+    if hint is None or not {int, float, bool, NoneType}.issuperset(kinds):
+        return None
+    return TypeAdapter(hint)
+
+
+def type_problem(name: str, value: Any) -> str | None:
+    """Why a value cannot be that of a field of `TrainingArguments`; None if it can.
+
+    The dataclass itself checks few types: a text in the place of a number would show in the
+    first step of a training. Fields that are no numbers and no switches are left to it.
+    """
+    if name in SECRETS:
+        return "a recipe is kept and shown; give the token in the environment, as HF_TOKEN"
+    known = _type_of(name)
+    if known is None or value is None:
+        return None
+    try:
+        known.validate_python(value)
+    except ValidationError as error:
+        return f"{error.errors()[0]['msg']}, got {str(value)[:100]!r}"
+    except (OverflowError, RecursionError) as error:
+        return f"{error}"
+    return None
 
 
 def build(
@@ -80,7 +121,7 @@ def build(
     }
     try:
         return TrainingArguments(**values)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever the libraries behind a field raise
         raise RecipeError(
             f"transformers.TrainingArguments refuses these arguments: {error}",
             "Check train.arguments and search.space.",

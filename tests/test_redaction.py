@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from fusetune.errors import FusetuneError
+from fusetune.optimization.storage import open_storage
+from fusetune.recipe_file import parse
+from fusetune.redaction import shown, tree_without_secrets, without_secrets
+
+SECRET = "s3same-0pen"
+MINIMAL = """
+task: {data: somewhere, text: sentence, metrics: accuracy}
+model: {name: minilm}
+search: {trials: 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"postgresql://user:{SECRET}@host/db", "postgresql://user@host/db"),
+        (f"postgresql+psycopg://u:a:b{SECRET}@h:5432/d", "postgresql+psycopg://u@h:5432/d"),
+        (f"redis://:{SECRET}@host:6379/0", "redis://@host:6379/0"),
+        (f"at postgresql://u:p@{SECRET}@host/db.", "at postgresql://u@host/db."),
+        (f"https://{SECRET}@github.com/a/b", "https://***@github.com/a/b"),
+        (f"s3://bucket/key?token={SECRET}&x=1", "s3://bucket/key?token=***&x=1"),
+        (f"postgresql://h/d?user=u&password={SECRET}", "postgresql://h/d?user=u&password=***"),
+        ("hf_abcdefghijklmnopqrstuvwx is it", "*** is it"),
+        (f"Authorization: Bearer {SECRET}", "Authorization: Bearer ***"),
+        (f"hub_token: {SECRET}\nseed: 41", "hub_token: ***\nseed: 41"),
+        (f"{{'password': '{SECRET}'}}", "{'password': '***'}"),
+    ],
+)
+def test_secrets_are_taken_out_once_and_for_all(text: str, expected: str) -> None:
+    assert without_secrets(text) == expected
+    assert without_secrets(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://localhost:8080/a@b",
+        "https://huggingface.co/datasets/nyu-mll/glue",
+        "mail me@example.org: tokens, max_new_tokens: 20, pad_token: [PAD]",
+        "a secret: nobody knows",
+        "sqlite:////tmp/trials.db",
+        "hub_token: null",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+def test_values_of_secret_variables_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("PGPASSWORD", "another-one")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
+    assert without_secrets(f"{SECRET} another-one parallel") == "*** *** parallel"
+
+
+def test_messages_have_no_secrets_and_no_control_characters() -> None:
+    error = FusetuneError(f"x://u:{SECRET}@h", f"\x1b[31mred\x00 {'long' * 10_000}")
+    assert SECRET not in str(error)
+    assert "\x1b" not in str(error)
+    assert r"\x1b[31mred\x00" in error.hint
+    assert len(str(error)) < 20_000
+    assert shown("one\ttwo\nthree é 漢") == "one\ttwo\nthree é 漢"
+    assert shown("\u202egnp.exe") == r"\u202egnp.exe"
+
+
+def test_nested_values_with_a_secrets_name_are_hidden() -> None:
+    tree = {"a": [{"password": "x y", "n": 1}, f"x://u:{SECRET}@h"], "token_type": "type"}
+    hidden = tree_without_secrets(tree)
+    assert hidden == {"a": [{"password": "***", "n": 1}, "x://u@h"], "token_type": "type"}
+
+
+def test_a_stored_recipe_keeps_the_storage_without_its_password() -> None:
+    url = f"postgresql://user:{SECRET}@host/db"
+    recipe = parse(MINIMAL, [f"storage={url}", f"task.options={{api_key: {SECRET}}}"])
+    assert recipe.storage == url
+    stored = recipe.to_yaml()
+    assert SECRET not in stored
+    assert parse(stored).storage == "postgresql://user@host/db"
+    assert parse(stored).to_yaml() == stored
+
+
+def test_a_token_among_the_arguments_is_refused() -> None:
+    with pytest.raises(FusetuneError, match=r"hub_token.*HF_TOKEN") as caught:
+        parse(MINIMAL, [f"train.arguments.hub_token={SECRET}"])
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:{}@127.0.0.1:1/x", "nonsense://u:a@{}@h/x"])
+def test_a_storage_that_fails_does_not_tell_its_password(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(FusetuneError) as caught:
+        open_storage(url.format(SECRET))
+    assert SECRET not in str(caught.value)
+    assert SECRET not in caplog.text
