@@ -28,7 +28,7 @@ LAYERS = (
     ("run",),
     ("pipeline",),
     ("demo", "cli_errors", "cli_options"),
-    ("cli_studies", "cli_fuse", "cli_exchange"),
+    ("cli_studies", "cli_fuse", "cli_storage", "cli_exchange"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -15,17 +15,22 @@ from fusetune.cli_exchange import add_to as add_exchange
 from fusetune.cli_fuse import add_to as add_fuse
 from fusetune.cli_fuse import next_lines
 from fusetune.cli_options import (
+    Executor,
     Force,
     Out,
     Overrides,
     PrintRecipe,
     Quiet,
     Source,
+    Storage,
+    Study,
     Verbose,
+    placed,
     recipe_and_folder,
     run_name,
     run_stages,
 )
+from fusetune.cli_storage import storage
 from fusetune.cli_studies import add_to
 from fusetune.errors import FusetuneError
 from fusetune.redaction import shown
@@ -41,6 +46,7 @@ recipes = typer.Typer(
     help="Show ready recipes and the schema of a recipe.", no_args_is_help=True
 )
 app.add_typer(recipes, name="recipe")
+app.add_typer(storage, name="storage")
 
 
 @app.command()
@@ -70,9 +76,13 @@ def _add_stage(name: str, stage: str | None, summary: str) -> None:
         out: Out = None,
         force: Force = False,
         print_recipe: PrintRecipe = False,
+        executor: Executor = None,
+        storage: Storage = None,
+        study: Study = None,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
+        overrides = placed(overrides, executor, storage, study)
         _stage(stage, source, overrides, out, force, print_recipe, quiet, verbose)
 
     app.command(name, help=summary)(command)

@@ -10,12 +10,15 @@ import typer
 
 from fusetune.cli_errors import errors
 from fusetune.cli_options import (
+    Executor,
     Force,
     Out,
     Overrides,
     PrintRecipe,
     Quiet,
+    Storage,
     Verbose,
+    placed,
     recipe_and_folder,
     run_stages,
 )
@@ -76,6 +79,8 @@ def fuse(
     out: Out = None,
     force: Force = False,
     print_recipe: PrintRecipe = False,
+    executor: Executor = None,
+    storage: Storage = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -84,6 +89,7 @@ def fuse(
     With --members: of a finished run's checkpoints, all stages, by a recipe inferred from them.
     """
     with errors():
+        overrides = placed(overrides, executor, storage)
         if members:
             from fusetune.pipeline.asking import Wanted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,31 @@ PrintRecipe = Annotated[
     bool, typer.Option("--print-recipe", help="Show the resolved recipe and do nothing.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
+PLACES = "Machines and storage"
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Where evaluations run: serial or ray; the recipe's executor.kind.",
+        rich_help_panel=PLACES,
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Where trials are kept: sqlite:///… or postgresql://…; the recipe's storage.",
+        rich_help_panel=PLACES,
+    ),
+]
+Study = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        help="A search that several runs share in that storage; the recipe's study.",
+        rich_help_panel=PLACES,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log as well.")]
 
 
@@ -67,6 +93,18 @@ def run_name(recipe: Path) -> str:
             "Give a folder with --out.",
         )
     return name
+
+
+def placed(
+    overrides: Sequence[str] | None,
+    executor: str | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+) -> list[str]:
+    """The overrides, with those that the options of machines and storage stand for."""
+    options = {"executor.kind": executor, "storage": storage, "study": study}
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value]
+    return [*(overrides or ()), *given]
 
 
 def run_stages(

@@ -46,6 +46,12 @@ class Recipe(Section):
     storage: str | None = Field(
         None, description="Optuna storage URL; the run folder's journal."
     )
+    study: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Name of a search that several runs share, in a storage by URL.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -75,6 +81,8 @@ class Recipe(Section):
             problems.append(
                 "fuse.base_member: it has no factors to average; leave out fuse.adapters"
             )
+        if self.study is not None and self.storage is None:
+            problems.append("study: a search is shared in a database; give its URL as storage")
         if problems:
             raise ValueError("\n  ".join(problems))
         return self

@@ -28,7 +28,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "report": (),
 }
 # Where things are computed and kept, and what only a comparison of runs asks for.
-NEUTRAL = ("executor", "storage", "compare")
+NEUTRAL = ("executor", "storage", "study", "compare")
 REPORTING = ("train.arguments.report_to", "train.arguments.run_name")
 
 

@@ -1,4 +1,5 @@
 import errno
+import sqlite3
 
 import optuna
 import pytest
@@ -26,6 +27,15 @@ def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path
         open_storage("postgresql+nodriver://user:secret@host/db")
     assert "secret" not in str(info.value)
     assert "host/db" in str(info.value)
+
+
+def test_tables_of_another_version_are_refused_with_what_to_do(tmp_path):
+    url = f"sqlite:///{tmp_path}/trials.db"
+    open_storage(url)
+    with sqlite3.connect(tmp_path / "trials.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    with pytest.raises(RunError, match=r"no longer compatible.*optuna storage upgrade"):
+        open_storage(url)
 
 
 def test_a_full_disk_is_called_so():

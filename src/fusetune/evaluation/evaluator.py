@@ -48,6 +48,7 @@ class Evaluator:
         objectives: Loss first, then metrics; [1] is the primary.
         store: Remembers evaluations; shared by the evaluators of one split.
         per_pass: How many models `prefetch` evaluates at once; see `candidates.plan`.
+        elsewhere: Makes an evaluator like this one in another process; None if nothing can.
 
     Attributes:
         evaluations: How many distinct w this evaluator was asked for, remembered or not.
@@ -62,6 +63,7 @@ class Evaluator:
         objectives: Sequence[Objective],
         store: EvaluationStore,
         per_pass: int = 1,
+        elsewhere: Callable[[], Evaluator] | None = None,
     ) -> None:
         self.average = average
         self.model = model
@@ -69,6 +71,7 @@ class Evaluator:
         self.objectives = tuple(objectives)
         self.store = store
         self.per_pass = per_pass
+        self.elsewhere = elsewhere
         self._asked: dict[Point, Evaluation] = {}
 
     @property
@@ -105,9 +108,8 @@ class Evaluator:
 
     def fresh(self) -> Evaluator:
         """The same evaluator with its counters at zero, for the next method."""
-        return Evaluator(
-            self.average, self.model, self.score, self.objectives, self.store, self.per_pass
-        )
+        settings = (self.objectives, self.store, self.per_pass, self.elsewhere)
+        return Evaluator(self.average, self.model, self.score, *settings)
 
     def __call__(self, point: Point) -> Evaluation:
         """The values of θ̄(w): from the store if it was evaluated before."""

@@ -1,4 +1,4 @@
-"""Where evaluations run. Every module here that has `create` is a kind: a file is enough."""
+"""Where evaluations run. A module here that has `create` is a kind: a file is enough."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fusetune.errors import RecipeError, closest
 if TYPE_CHECKING:
     from fusetune.executors.executor import Executor
 
-_PROTOCOL = "executor"  # the module of the interface is no kind
+_OTHER = ("executor", "backlog", "cluster", "worker")  # what the kinds share
 
 
 def kinds() -> tuple[str, ...]:
     """The names of all executors, sorted: the names of the modules in this folder."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if name != _PROTOCOL))
+    return tuple(sorted(name for name in names if name not in _OTHER))
 
 
 def find(kind: str) -> Callable[..., Executor]:

@@ -21,6 +21,11 @@ class SerialExecutor:
         """One."""
         return 1
 
+    @property
+    def ordered(self) -> bool:
+        """Always."""
+        return True
+
     def submit(self, number: int, evaluate: Callable[[], Any]) -> None:
         """Queue the evaluation of trial `number`; nothing runs yet."""
         self._queue.append((number, evaluate))
@@ -40,6 +45,13 @@ class SerialExecutor:
             return Outcome(number, value=evaluate())
         except Exception as error:
             return Outcome(number, error=error)
+
+    def any_done(self) -> bool:
+        """Never: what is queued runs when it is asked for."""
+        return False
+
+    def release(self) -> None:
+        """Nothing is held."""
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fusetune.errors import MemberError
 from fusetune.members import formats
+from fusetune.members.fetch import fetch, find_elsewhere, is_url
 from fusetune.members.manifest import MANIFEST
 from fusetune.members.member import INDEX, SINGLE, looks_like_member
 
@@ -40,13 +41,13 @@ def find_members(paths: Paths) -> Found:
 
     Args:
         paths: A glob, a folder that contains members (a Trainer's output folder, a run
-            folder or its `members/`), one member, or a list of any of these. Names that
-            begin with a dot are temporary and left out.
+            folder or its `members/`), one member, a URL of these (see `fetch`), or a list of
+            any. Names that begin with a dot are temporary and left out.
 
     Raises:
         MemberError: If a path does not exist or nothing is found.
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    given = _here([paths] if isinstance(paths, str | Path) else list(paths))
     folders: dict[Path, Path] = {}
     incomplete: dict[Path, Path] = {}
     for path in given:
@@ -64,6 +65,18 @@ def find_members(paths: Paths) -> Found:
             "or the folder that contains them.",
         )
     return Found(tuple(folders.values()), tuple(incomplete.values()))
+
+
+def _here(given: Sequence[str | Path]) -> list[str | Path]:
+    """The same with copies of members that are elsewhere, in natural order of their URLs."""
+    found: list[str | Path] = []
+    for path in given:
+        if isinstance(path, str) and is_url(path):
+            urls = sorted(find_elsewhere(path), key=lambda url: natural(Path(url)))
+            found += [fetch(url) for url in urls]
+        else:
+            found.append(path)
+    return found
 
 
 def natural(path: Path) -> tuple[tuple[int, int | str], ...]:

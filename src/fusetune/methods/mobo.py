@@ -56,7 +56,8 @@ def mobo(
         starts: w to evaluate as well, after the members and the uniform average.
     """
     k = len(pool)
-    evaluator.prefetch(starting_points(k))
+    if loop.executor.capacity == 1:  # else workers take one point each, side by side
+        evaluator.prefetch(starting_points(k))
     make = ensemble_prior(evaluator, k) if prior else None
     sampler = FusionSampler(
         k,

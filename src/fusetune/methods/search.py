@@ -9,8 +9,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fusetune.errors import NoResultError
+from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.racing import Dropped, StagedScorer, race
+from fusetune.evaluation.remote import Candidate, Remote
+from fusetune.executors.executor import Report, Work
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionMethod, FusionResult
@@ -20,7 +23,7 @@ from fusetune.optimization.pareto import choose, front
 from fusetune.optimization.recording import ORIGIN, SUGGEST_SECONDS
 from fusetune.optimization.rivals import RivalSampler, ask_box
 from fusetune.optimization.samplers import ask_weights
-from fusetune.optimization.study import Finished, Loop, Pruned, Report
+from fusetune.optimization.study import Finished, Loop, Pruned
 
 MOBO = "mobo"
 STUDY = "fuse"
@@ -75,24 +78,8 @@ def search(
         loop: Storage and executor.
         ask: A running trial and k → the w to evaluate.
     """
-
-    def evaluate(weights: FusionWeights, number: int, report: Report) -> Finished | Pruned:
-        # Starting points get the whole split: the search and its promise rest on them.
-        rivals = _front(loop, method, evaluator) if racing and number >= 2 * k else []
-        evaluation = race(evaluator, weights, rivals)
-        if isinstance(evaluation, Dropped):
-            return Pruned(
-                {
-                    "weights": list(weights.values),
-                    "seconds": evaluation.seconds,
-                    "part": dict(evaluation.values),
-                    "examples": evaluation.examples,
-                }
-            )
-        attributes = {"weights": list(weights.values), "seconds": evaluation.seconds}
-        return Finished(evaluation.values, attributes)
-
-    racing = isinstance(evaluator.score, StagedScorer)
+    kind = _Evaluate if evaluator.elsewhere is None else _Anywhere
+    evaluate = kind(method, evaluator, k, loop)
     study = loop.run(
         study_name(method),
         sampler,
@@ -104,12 +91,68 @@ def search(
     return _result(study, evaluator)
 
 
-def _front(loop: Loop, method: str, evaluator: Evaluator) -> list[FusionWeights]:
-    """The w on the front of the study so far: the same ones after a kill."""
+class _Evaluate:
+    """w → its values, in this process."""
+
+    def __init__(self, method: str, evaluator: Evaluator, k: int, loop: Loop) -> None:
+        self.method = method
+        self.evaluator = evaluator
+        self.k = k
+        self.loop = loop
+
+    def __call__(
+        self, weights: FusionWeights, number: int, report: Report
+    ) -> Finished | Pruned:
+        return _told(race(self.evaluator, weights, self.rivals(number)), weights)
+
+    def rivals(self, number: int) -> list[FusionWeights]:
+        """The w on the front, if there is a race."""
+        # Starting points get the whole split: the search and its promise rest on them.
+        if number < 2 * self.k or not isinstance(self.evaluator.score, StagedScorer):
+            return []
+        return _front(self.loop, self.method, self.evaluator, number)
+
+
+class _Anywhere(_Evaluate):
+    """The same, in any process: `executors.executor.Portable`."""
+
+    def worker(self) -> Callable[[], Work]:
+        """Makes the evaluation there."""
+        assert self.evaluator.elsewhere is not None
+        return Remote(self.evaluator.elsewhere)
+
+    def pack(self, params: FusionWeights, number: int) -> Candidate | None:
+        """The w, with its rivals; None if its evaluation is known."""
+        if self.evaluator.store.get(params) is not None:
+            return None
+        rivals = self.rivals(number)
+        return Candidate(params, tuple((w, self.evaluator(w)) for w in rivals))
+
+    def unpack(
+        self, params: FusionWeights, number: int, value: Evaluation | Dropped
+    ) -> Finished | Pruned:
+        """Keep the outcomes, as if they had been found here."""
+        if isinstance(value, Evaluation):
+            self.evaluator.store.put(params, value)
+            value = self.evaluator(params)
+        return _told(value, params)
+
+
+def _told(evaluation: Evaluation | Dropped, weights: FusionWeights) -> Finished | Pruned:
+    attributes = {"weights": list(weights.values), "seconds": evaluation.seconds}
+    if isinstance(evaluation, Evaluation):
+        return Finished(evaluation.values, attributes)
+    part = {"part": dict(evaluation.values), "examples": evaluation.examples}
+    return Pruned({**attributes, **part})
+
+
+def _front(loop: Loop, method: str, evaluator: Evaluator, number: int) -> list[FusionWeights]:
+    """The w on the front when trial `number` was asked for: the same ones after a kill."""
     study = loop.find(study_name(method))
     if study is None:
         return []
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in trials if trial.number <= loop.settled(number)]
     if not trials:
         return []
     names = [o.name for o in evaluator.objectives]

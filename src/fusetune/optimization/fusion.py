@@ -81,7 +81,8 @@ def suggest(
             from the single members among them, or from all rows if there are none.
         seed: Of every random choice.
         pending: `p x k`; points under evaluation, whose values are not known yet. They count
-            with what the processes expect of them.
+            with values drawn from what the processes believe of them: with many at once, that
+            leads to better fronts than their expectation does.
         avoid: `a x k`; further points that must not be suggested, as their evaluation
             failed. A member among them gets no weight at all.
         mean: The processes' mean function, in the units of Y; constant if None.
@@ -103,7 +104,7 @@ def suggest(
     members = np.flatnonzero(W.max(axis=1) == 1.0)
     always = np.union1d(members, pareto.front(scaled))
     kept = informative(scaled.sum(axis=1), MOST_FUSION, always)
-    promise = _Promise(W[kept], Y[kept], scaled[kept], pending, mean, settings)
+    promise = _Promise(W[kept], Y[kept], scaled[kept], pending, mean, settings, rng)
 
     def fresh(points: Points) -> Points:
         points = np.where(broken, 0.0, points)
@@ -152,6 +153,7 @@ class _Promise:
         pending: Points,
         mean: MeanFunction | None,
         settings: Settings,
+        rng: np.random.Generator,
     ) -> None:
         self._mean = mean
         self._reference, self._span = axes(W, Y)
@@ -162,7 +164,9 @@ class _Promise:
         self._processes = process.fit(X, y, settings.kernel, prior)
         self._single = settings.acquisition if Y.shape[1] == 1 else ""
         if len(pending):
-            believed, _ = self._predict(pending)
+            expected, deviation = self._predict(pending)
+            chance = torch.as_tensor(rng.standard_normal(expected.shape))
+            believed = expected + deviation * chance
             X, y = torch.cat([X, torch.as_tensor(pending)]), torch.cat([y, believed])
             if prior is not None:
                 more = self._prior(pending)

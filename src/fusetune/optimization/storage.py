@@ -2,43 +2,125 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from fusetune.errors import RunError, StorageError
 from fusetune.members.disk import is_disk_full
 from fusetune.optimization.journal import Watching, existing_journal, open_journal
 
+PASSWORD = "FUSETUNE_STORAGE_PASSWORD"
+"""Environment variable: the password of a storage whose URL has none."""
 
-def open_storage(location: str | PathLike[str]) -> BaseStorage:
+HEARTBEAT = 20  # seconds between signs of life of a trial in a shared study
+SILENCE = 120  # seconds without one after which its process counts as dead
+
+
+def open_storage(
+    location: str | PathLike[str],
+    *,
+    heartbeats: bool = False,
+    beat: int = HEARTBEAT,
+    silence: int = SILENCE,
+) -> BaseStorage:
     """Open or create the storage of trials.
 
     Args:
         location: A database URL (`sqlite:///…`, `postgresql://…`), or the path of a journal
             file, which must have no other user at the time; see `journal`.
+        heartbeats: Whether studies are shared with other processes; see `claims`.
+        beat: Seconds between heartbeats.
+        silence: Seconds without one after which a process counts as dead.
 
     Raises:
         RunError: If it cannot be opened.
     """
-    url = str(location)
-    if "://" not in url:
+    text = str(location)
+    if "://" not in text:
         return open_journal(Path(location))
+    shown = without_password(text)
     try:
+        url = _connection(text)
         with quiet():
-            return RDBStorage(url)
+            return RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs=_engine(url),
+                heartbeat_interval=beat if heartbeats else None,
+                grace_period=silence if heartbeats else None,
+            )
     except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
+        reason = _first_line(error).replace(text, shown)
+        missing = isinstance(error, ImportError) and "psycopg" in reason
         raise RunError(
-            f"The storage {url} cannot be opened: {_first_line(error)}.",
-            hint="Check the URL, that its driver is installed and that the server answers. "
-            "Run folders keep no password: give it in the environment (PGPASSWORD), in "
-            "~/.pgpass, or with storage=URL again.",
-        ) from error
+            f"The storage {shown} cannot be opened: {reason}.",
+            "Install its driver with: pip install 'fusetune[postgresql]'"
+            if missing
+            else "Check the URL, that its driver is installed, that the server answers and "
+            "lets the user create tables. Run folders keep no password: give it in the "
+            f"environment ({PASSWORD}, PGPASSWORD), in ~/.pgpass, or with storage=URL again.",
+        ) from None  # a traceback could show the URL
+
+
+def database(storage: BaseStorage) -> RDBStorage:
+    """The database under a storage as studies see it.
+
+    Raises:
+        RunError: If trials are kept elsewhere.
+    """
+    found = getattr(storage, "_backend", storage)  # Optuna puts a cache before it
+    if not isinstance(found, RDBStorage):
+        raise RunError(
+            "Several processes can share a study in a database only.",
+            "Give one with --storage, as postgresql://user@host/database.",
+        )
+    return found
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be stored and shown; of one that cannot be read, the beginning."""
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
+        return f"{url.partition('://')[0]}://…"
+    query = {k: v for k, v in found.query.items() if "pass" not in k.lower()}
+    kept = found.set(query=query)
+    if found.password is not None:
+        kept = sqlalchemy.URL.create(
+            kept.drivername, kept.username, None, kept.host, kept.port, kept.database, query
+        )
+    return kept.render_as_string(hide_password=False)
+
+
+def _connection(text: str) -> sqlalchemy.URL:
+    """The URL with our driver, and the password of the environment if it has none."""
+    url = make_url(text)
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    password = os.environ.get(PASSWORD)
+    if password and url.password is None and url.username:
+        url = url.set(password=password)
+    return url
+
+
+def _engine(url: sqlalchemy.URL) -> dict[str, Any]:
+    """Settings of the connections: found dead before they are used, patient with locks."""
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.drivername.startswith("sqlite"):
+        settings["connect_args"] = {"timeout": 60}
+    if url.drivername == "postgresql+psycopg":
+        settings["connect_args"] = {"connect_timeout": 10}
+    return settings
 
 
 def open_existing(location: str | PathLike[str]) -> BaseStorage:
@@ -70,8 +152,10 @@ def storing() -> Iterator[None]:
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         if is_disk_full(error):
             raise disk_full(error) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise StorageError(
-            f"The storage of trials cannot be written to: {_first_line(error)}.",
+            # Optuna's own words are about data that are too long, whatever has happened.
+            f"The storage of trials cannot be written to: {_first_line(cause)}.",
             hint="Finished trials are kept; run again once it can.",
         ) from error
 

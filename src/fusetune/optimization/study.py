@@ -5,16 +5,21 @@
     tell                          here: the driver alone writes to the storage
 
 The states of a trial are Optuna's: RUNNING until it is told, then COMPLETE, PRUNED or FAIL. One
-that a dead process has left RUNNING is taken up again under the same number.
+that a dead process has left RUNNING is taken up again under the same number; see `claims`.
+
+With several trials at once, what the next one is depends on which of the others have been told.
+An executor that is `ordered` tells them by number, so that trial n is always asked for when
+exactly the trials up to n − capacity have been told: every run, resumed or not, has the same
+history. Otherwise nothing is lost or doubled, but histories differ.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import optuna
 from optuna import Study, Trial
@@ -24,9 +29,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.errors import NoResultError, RunError
-from fusetune.executors.executor import Executor
+from fusetune.executors.executor import Executor, Job, Outcome, Report
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import Objective
+from fusetune.optimization.claims import Claims, Shared, Sole, require_same
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.telling import REASON, Finished, Pruned, tell
 
@@ -36,10 +42,6 @@ P = TypeVar("P")
 
 HOPELESS = 5
 """So many trials that all failed, and none that did not, end a search."""
-
-Report = Callable[[int, float], bool]
-"""`report(step, value)`: hand in an intermediate value; whether to stop the trial now."""
-
 
 Evaluate = Callable[[P, int, Report], Finished | Pruned]
 
@@ -54,6 +56,8 @@ class Loop:
             killed in between does not call it again: what matters belongs into
             the trial.
         prefix: Put before the name of each study, for a storage shared with other runs.
+        shared: What decides about the trials of these studies, as a digest, where other
+            processes work on the same ones; None where this is the only one.
     """
 
     def __init__(
@@ -63,8 +67,10 @@ class Loop:
         *,
         on_trial: Callable[[Study, FrozenTrial], None] | None = None,
         prefix: str = "",
+        shared: str | None = None,
     ) -> None:
         self.prefix = prefix
+        self.shared = shared
         self.storage = storage
         self.executor = executor
         self.on_trial = on_trial
@@ -109,32 +115,65 @@ class Loop:
         """
         with storing():
             study = self._open(name, sampler, objectives, pruner)
-            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            waiting = deque(Trial(study, t._trial_id) for t in running)
-            finished = _count_finished(study)
+            claims: Claims = Sole(study) if self.shared is None else Shared(study)
         active: dict[int, Trial] = {}
-        while active or waiting or finished < trials:
-            while len(active) < max(1, self.executor.capacity) and (
-                waiting or finished + len(active) < trials
-            ):
-                with storing():
-                    trial = waiting.popleft() if waiting else study.ask()
-                    params = define(trial)
-                active[trial.number] = trial
-                report = functools.partial(_report, trial, _last_step(trial))
-                job = functools.partial(evaluate, params, trial.number, report)
-                self.executor.submit(trial.number, job)
-            outcome = self.executor.next_done()
-            trial = active.pop(outcome.number)
-            with storing():
-                told = tell(study, trial, outcome, objectives)
-            finished += 1
-            if self.on_trial is not None:
-                self.on_trial(study, told)
-            if told.state == TrialState.FAIL and finished >= HOPELESS:
-                _require_success(study)
+        with claims:
+            while True:
+                while len(active) < max(1, self.executor.capacity):
+                    with storing():
+                        trial = claims.next(trials)
+                        if trial is None:
+                            break
+                        params = define(trial)
+                    active[trial.number] = trial
+                    self.executor.submit(trial.number, self._job(trial, params, evaluate))
+                if not active:
+                    if claims.wait():
+                        continue
+                    break
+                for outcome in self._outcomes():
+                    self._tell(study, active.pop(outcome.number), outcome, objectives, claims)
         _require_success(study)
         return study
+
+    def settled(self, number: int) -> int:
+        """The last trial that had certainly been told when trial `number` was asked for.
+
+        Of an executor that is not `ordered`, nothing is certain: any trial may have been.
+        """
+        return number - max(1, self.executor.capacity) if self.executor.ordered else number
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        """The next outcome, and those that are there already: what is known helps to suggest.
+
+        One alone if they come in order: which others are there would be chance.
+        """
+        yield self.executor.next_done()
+        while not self.executor.ordered and self.executor.any_done():
+            yield self.executor.next_done()
+
+    def _job(self, trial: Trial, params: P, evaluate: Evaluate[P]) -> Job:
+        last = self.settled(trial.number)
+        report = functools.partial(_report, trial, _last_step(trial), last)
+        reports = len(trial.study.directions) == 1
+        return Job(evaluate, params, trial.number, report, reports)
+
+    def _tell(
+        self,
+        study: Study,
+        trial: Trial,
+        outcome: Outcome,
+        objectives: Sequence[Objective],
+        claims: Claims,
+    ) -> None:
+        with storing():
+            told = claims.tell(trial, lambda: tell(study, trial, outcome, objectives))
+        if told is None:
+            return
+        if self.on_trial is not None:
+            self.on_trial(study, told)
+        if told.state == TrialState.FAIL and _count_finished(study) >= HOPELESS:
+            _require_success(study)
 
     def find(self, name: str) -> Study | None:
         """Study `name` for reading, or None if the storage has none."""
@@ -178,6 +217,7 @@ class Loop:
                     sampler=sampler,
                     pruner=pruner,
                     directions=[direction for _, direction in wanted],
+                    load_if_exists=self.shared is not None,  # another process was quicker
                 )
             directions = [d.name.lower() for d in study.directions]
             names = study.metric_names or [n for n, _ in wanted]  # created, then killed
@@ -189,22 +229,48 @@ class Loop:
                 )
             if study.metric_names is None:
                 study.set_metric_names(names)
+            if self.shared is not None:
+                require_same(study, self.shared)
         return study
 
 
-def _report(trial: Trial, resumed_from: int, step: int, value: float) -> bool:
+def _report(trial: Trial, resumed_from: int, settled: int, step: int, value: float) -> bool:
     """Store an intermediate value and ask the pruner, in the driver's process.
 
     The serial executor calls this directly; one that evaluates elsewhere relays it. A value
     that is not finite is left out: what it means is for the evaluation to say. In a
-    resumed trial, every step before the last one reported had been let through.
+    resumed trial, every step before the last one reported had been let through. The pruner
+    sees the trials up to `settled`, and this one.
     """
-    if len(trial.study.directions) > 1 or not math.isfinite(value) or step < resumed_from:
+    study = trial.study
+    if len(study.directions) > 1 or not math.isfinite(value) or step < resumed_from:
         return False
     with storing(), quiet():
         if step != resumed_from:
             trial.report(value, step)
-        return trial.should_prune()
+        if settled >= trial.number - 1:
+            return trial.should_prune()
+        frozen = study._storage.get_trial(trial._trial_id)
+        return study.pruner.prune(_Settled(study, settled, frozen.number), frozen)  # type: ignore[arg-type]
+
+
+class _Settled:
+    """A study as a pruner is to see it: without trials whose end is a matter of chance."""
+
+    def __init__(self, study: Study, last: int, number: int) -> None:
+        self._study = study
+        self._shown = (*range(last + 1), number)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Iterable[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As `Study.get_trials`, of those that are shown."""
+        wanted = None if states is None else tuple(states)
+        found = self._study.get_trials(deepcopy=deepcopy, states=wanted)
+        return [trial for trial in found if trial.number in self._shown]
 
 
 def _last_step(trial: Trial) -> int:

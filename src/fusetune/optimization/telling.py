@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 REASON = "reason"
 """User attribute of a failed trial: the error's type and message."""
 
+LOST = "lost"
+"""User attribute: why earlier attempts came to nothing, as workers that died; oldest first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -62,6 +65,8 @@ def tell(
     if state == TrialState.FAIL:
         logger.warning("trial %d failed: %s", trial.number, attributes[REASON])
         logger.debug("trial %d", trial.number, exc_info=outcome.error)
+    if outcome.lost:
+        attributes = {**attributes, LOST: list(outcome.lost)}
     for key, value in attributes.items():
         trial.set_user_attr(key, value)
     with quiet():

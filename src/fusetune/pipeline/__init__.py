@@ -109,3 +109,4 @@ def _run_stage(context: Context, name: str) -> None:
         context.display.say(f"{name}: complete, nothing to do")
         return
     STAGE_FUNCTIONS[name](context)
+    context.release()  # the next stage may need the devices

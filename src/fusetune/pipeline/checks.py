@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fusetune.errors import RecipeError
 from fusetune.members.base_member import check_base_tensors, state_of
 from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
@@ -28,10 +29,14 @@ def check(context: Context) -> None:
     """
     recipe = context.recipe
     context.source.check()
-    _ = context.device, context.precision, context.executor, context.tokenizer
+    _ = context.device, context.precision, context.tokenizer
     _ = context.constraint
     starts.check(context)
     tracking.check(context)
+    if recipe.storage is not None:
+        _ = context.storage
+    if context.folder.done("fuse") is None:  # what follows does not use it
+        _check_executor(context)
     inner = recipe.search.objective.removeprefix("fused:")
     for method in {*recipe.fuse.rows, recipe.fuse.sampler, inner}:
         if method in RIVALS:
@@ -51,6 +56,17 @@ def check(context: Context) -> None:
         other = [m for m in members if any(f.suffix != ".safetensors" for f in m.files)]
         copies = sum(member.nbytes for member in other) + recipe.fuse.base_member * size
         require_space(context.folder.path, size + copies)
+
+
+def _check_executor(context: Context) -> None:
+    """Join the cluster; refuse what cannot be the same in every run, where that is wanted."""
+    executor, pruner = context.executor, context.recipe.search.pruner
+    if executor.ordered and executor.capacity > 1 and pruner == "hyperband":
+        raise RecipeError(
+            "executor.deterministic: the pruner hyperband looks at trials that run side by "
+            "side, whose order is chance.",
+            "Take search.pruner: median or none, or leave out executor.deterministic.",
+        )
 
 
 def _check_training(context: Context, size: int, kept: int) -> None:

@@ -26,10 +26,15 @@ from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
 from fusetune.pipeline.display import Display
 from fusetune.pipeline.make_task import make_task
-from fusetune.pipeline.shared import SharedTrainings
+from fusetune.pipeline.shared import SharedTrainings, search_identity
 from fusetune.recipe import Recipe, Variant
 from fusetune.run import RunFolder
 from fusetune.tasks.task import Collate, Encoded, OfModel, Split, SplitName, Task
+
+OnTrial = Callable[[optuna.Study, FrozenTrial], None]
+
+SEARCH = "search"
+"""The study of the search over λ."""
 
 
 class Context:
@@ -105,7 +110,8 @@ class Context:
     @cached_property
     def storage(self) -> optuna.storages.BaseStorage:
         """Where trials are kept."""
-        return open_storage(self.recipe.storage or self.folder.journal)
+        location = self.recipe.storage or self.folder.journal
+        return open_storage(location, heartbeats=self.recipe.study is not None)
 
     @cached_property
     def executor(self) -> Executor:
@@ -123,11 +129,18 @@ class Context:
         constraint.check(self.task.objectives)
         return constraint
 
-    def loop(self, on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Loop:
+    def loop(self, on_trial: OnTrial | None = None) -> Loop:
         """Runs studies of this run; a storage by URL may hold those of other runs too."""
-        shared = self.recipe.storage is not None
-        prefix = self.study_prefix if shared else ""
+        prefix = self.study_prefix if self.recipe.storage is not None else ""
         return Loop(self.storage, self.executor, prefix=prefix, on_trial=on_trial)
+
+    def search_loop(self, on_trial: OnTrial | None = None) -> Loop:
+        """Runs the search over λ, which several runs may share by the recipe's `study`."""
+        name = self.recipe.study
+        if name is None:
+            return self.loop(on_trial)
+        settings = {"prefix": f"{name}/", "shared": search_identity(self.recipe, self.task)}
+        return Loop(self.storage, self.executor, on_trial=on_trial, **settings)
 
     @cached_property
     def study_prefix(self) -> str:
@@ -138,7 +151,7 @@ class Context:
 
     def trials(self, study: str) -> list[FrozenTrial]:
         """All trials of one of the run's studies; none if it was never begun."""
-        found = self.loop().find(study)
+        found = (self.search_loop() if study == SEARCH else self.loop()).find(study)
         return [] if found is None else found.get_trials(deepcopy=False)
 
     def method_options(self, name: str) -> dict[str, Any]:
@@ -155,6 +168,11 @@ class Context:
         if text not in self._said:
             self._said.add(text)
             self.display.warn(text)
+
+    def release(self) -> None:
+        """Let the executor give back what it holds between stages."""
+        if "executor" in self.__dict__:
+            self.executor.release()
 
     def close(self) -> None:
         """Release the executor, if it was ever needed."""

@@ -122,7 +122,7 @@ def log_to(path: Path, *, verbose: bool) -> Iterator[None]:
                 shown_too = logging.StreamHandler()
                 shown_too.setFormatter(_Formatter("%(message)s"))
                 chosen.addHandler(shown_too)
-    _silence_library_bars()
+    silence_library_bars()
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def log_to(path: Path, *, verbose: bool) -> Iterator[None]:
         handler.close()
 
 
-def _silence_library_bars() -> None:
+def silence_library_bars() -> None:
     """Progress bars of loading and reading would run through ours."""
     import datasets
     from transformers.utils import logging as transformers_logging

@@ -7,13 +7,14 @@ opens those places and no others, and notices if what stands there has changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fusetune.errors import MemberError, RecipeError, StageError
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.base import BaseModel
+from fusetune.members.fetch import fetch, is_url, source_of
 from fusetune.members.member import Member
 from fusetune.members.pool import MemberPool, inspect
 from fusetune.pipeline.context import Context
@@ -94,7 +95,7 @@ def record(context: Context) -> dict[str, Any]:
         "params": {},
         "steps": max((m.step for m in members if m.step is not None), default=None),
         "members": [member.name for member in members],
-        "paths": [str(member.path.resolve()) for member in members],
+        "paths": [source_of(m.path) or str(m.path.resolve()) for m in members],
         "sha256": [member.sha256 for member in members],
         "seconds": time.perf_counter() - started,
         "trainings": 0,
@@ -120,9 +121,10 @@ def open_recorded(
     Raises:
         MemberError: If one is gone or has changed.
     """
-    places = [Path(path) for path in recorded["paths"]]
-    for path in places:
-        if not path.exists():
+    paths: Sequence[str] = recorded["paths"]
+    places = [fetch(path) if is_url(path) else Path(path) for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if not place.exists():
             raise MemberError(f"{path}, a member of this run, is gone.", BRING_BACK)
     pool = MemberPool.of(places, base, allow_pickle, copies)
     for member, digest in zip(pool.members, recorded["sha256"], strict=True):

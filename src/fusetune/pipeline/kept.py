@@ -51,6 +51,7 @@ class KeptTrials:
         """Move a trial's folder, whose `members/` is complete, in here, in one step."""
         write_json(source / RECORD, asdict(trial))
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.drop(number)
         os.replace(source, self._of(number))
 
     def drop(self, number: int) -> None:

@@ -17,14 +17,15 @@ from transformers import TrainerCallback
 from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.executors.executor import Work
 from fusetune.members.points import to_json
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.promise import Mark
 from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Pruned, Report
-from fusetune.pipeline import inner, starts
+from fusetune.pipeline import inner, remote, starts
 from fusetune.pipeline.agreement import warnings
-from fusetune.pipeline.context import Context
+from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
 from fusetune.pipeline.light import TrialParts, trial_parts
@@ -37,7 +38,7 @@ from fusetune.training.collect import MemberCollector
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import ProgressReporter, ValidationWatch
 
-STUDY = "search"
+STUDY = SEARCH
 CHECKS_PER_EPOCH = 2  # validations, each of which the pruner may take as its cue
 CHECKS = (3, 10)  # per trial, at least and at most
 
@@ -64,7 +65,7 @@ def search(context: Context) -> dict[str, Any]:
     )
     with context.display.bar("search", recipe.search.trials) as bar:
         evaluate = _Evaluate(context, primary, bar)
-        loop = context.loop(_told(bar, primary, evaluate))
+        loop = context.search_loop(_told(bar, primary, evaluate))
         evaluate.forget(context.trials(STUDY))
         study = loop.run(
             STUDY,
@@ -108,6 +109,7 @@ class _Evaluate:
         self.kept = KeptTrials(context.folder.kept)
         self.shared = context.shared if self.keeps else None
         self.marks: dict[int, Mark | None] = {}
+        self.apart = ""  # tells the folders of workers apart
 
     def begin(self, trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
         """A trial's λ; and what it has to reach, for its inner search, if it has one."""
@@ -125,7 +127,7 @@ class _Evaluate:
         self, params: dict[str, Any], number: int, report: Report
     ) -> Finished | Pruned:
         started = time.perf_counter()
-        folder = self.context.folder.work / f"trial-{number:04d}"
+        folder = self.context.folder.work / f"trial-{number:04d}{self.apart}"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         self.kept.drop(number)
         try:
@@ -141,6 +143,21 @@ class _Evaluate:
                 torch.cuda.empty_cache()
         attributes["seconds"] = time.perf_counter() - started + saved
         return Finished({self.primary.name: value}, attributes)
+
+    def worker(self) -> Callable[[], Work]:
+        """Makes the evaluation in another process; see `executors.executor.Portable`."""
+        return remote.SearchWork(remote.Place.of(self.context), type(self))
+
+    def pack(self, params: dict[str, Any], number: int) -> Any:
+        """λ, and what it has to reach."""
+        return params, self.marks.get(number)
+
+    def unpack(self, params: dict[str, Any], number: int, value: Any) -> Finished | Pruned:
+        """What the worker found; members that are kept are where they belong."""
+        for left in self.context.folder.work.glob(f"trial-{number:04d}-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of workers that died
+        assert isinstance(value, Finished | Pruned)
+        return value
 
     def _obtain(
         self, params: dict[str, Any], number: int, report: Report, folder: Path
@@ -172,7 +189,7 @@ class _Evaluate:
 
         epochs = recipe.search.epochs or recipe.train.epochs
         checks = min(max(round(epochs * CHECKS_PER_EPOCH), CHECKS[0]), CHECKS[1])
-        parts = self._parts
+        parts = self.parts
         start = FirstModel(parts.make_model, recipe)
         watch = ValidationWatch(parts.score, checks, check)
         progress = ProgressReporter(lambda step, total: self.bar.update(number + step / total))
@@ -204,7 +221,7 @@ class _Evaluate:
         return SharedTraining(trial, history, time.perf_counter() - started), watch.stopped
 
     @cached_property
-    def _parts(self) -> TrialParts:
+    def parts(self) -> TrialParts:
         """What every trial trains with; with kept activations where layers are frozen."""
         return trial_parts(self.context)
 

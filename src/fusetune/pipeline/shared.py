@@ -18,6 +18,7 @@ from typing import Any
 from fusetune.members.disk import replaced_folder, write_json
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.recipe import Recipe
+from fusetune.tasks.task import Task
 
 RECORD = "training.json"
 
@@ -85,6 +86,25 @@ class SharedTrainings:
 
     def _of(self, recipe: Recipe, params: Mapping[str, Any]) -> Path:
         return self.folder / f"training-{_identity(recipe, params)[:16]}"
+
+
+def search_identity(recipe: Recipe, task: Task) -> str:
+    """Of everything that the trials of a search depend on, but their number.
+
+    The data count as what they are, not as where they lie: several machines may search
+    together.
+    """
+    data = recipe.dump()
+    data["task"]["data"] = {name: split.fingerprint for name, split in task.splits.items()}
+    data["search"].pop("trials")
+    keys = ["seed", "task", "model", "search"]
+    if recipe.trains_in_trials or recipe.search.objective != "best_member":
+        keys += ["train", "fuse"]
+    else:
+        data["train"] = {key: data["train"][key] for key in ("epochs", "arguments")}
+        keys.append("train")
+    text = json.dumps({key: data[key] for key in keys}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def needed_twice(recipes: Sequence[Recipe]) -> bool:

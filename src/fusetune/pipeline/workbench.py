@@ -25,6 +25,7 @@ from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.existing import open_recorded
+from fusetune.pipeline.remote import FusionWork
 from fusetune.tasks.task import SplitName
 
 
@@ -89,7 +90,11 @@ class Workbench:
             self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
         )
         objectives = self.context.task.objectives
-        return Evaluator(self.average, model, scorer, objectives, store, per_pass)
+        elsewhere = None
+        remote = self.context.recipe.executor.kind != "serial"
+        if remote and self.evaluations is not None:  # the run's members, not a trial's
+            elsewhere = FusionWork.of(self.context, self.pool, split, self.compiles)
+        return Evaluator(self.average, model, scorer, objectives, store, per_pass, elsewhere)
 
     @cached_property
     def _compiled_model(self) -> nn.Module:

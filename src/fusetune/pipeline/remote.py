@@ -1,0 +1,175 @@
+"""The run's work in other processes, on machines that share its disk or fetch what they need.
+
+Only small things travel: recipe, places, λ or w there; values and per-example outcomes back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusetune.errors import FusetuneError, RunError
+from fusetune.evaluation.evaluator import Evaluator
+from fusetune.executors.executor import Report, Work
+from fusetune.members.disk import locked
+from fusetune.members.fetch import source_of
+from fusetune.members.pool import MemberPool
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Bar, Display, silence_library_bars
+from fusetune.pipeline.shared import SharedTrainings
+from fusetune.recipe import Recipe
+from fusetune.run import RunFolder
+from fusetune.tasks.task import SplitName
+
+if TYPE_CHECKING:
+    from fusetune.pipeline.search import _Evaluate
+
+TOKEN = ".cluster"
+"""File of the run folder by which workers know that they see the same one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and what a run is.
+
+    Attributes:
+        recipe: Without its storage: workers never write there, and need no password.
+        folder: The run folder.
+        directory: From which relative paths count.
+        token: Content of the folder's `TOKEN`.
+        shared: Folder of trainings that several runs share.
+    """
+
+    recipe: Recipe
+    folder: str
+    directory: str
+    token: str
+    shared: str | None
+
+    @classmethod
+    def of(cls, context: Context) -> Place:
+        """The place of a run that this process holds."""
+        path = context.folder.path.resolve()
+        file = path / TOKEN
+        if not file.is_file():
+            path.mkdir(parents=True, exist_ok=True)
+            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        recipe = context.recipe.model_copy(update={"storage": None, "study": None})
+        shared = None if context.shared is None else str(context.shared.folder.resolve())
+        token = file.read_text(encoding="utf-8")
+        return cls(recipe, str(path), os.getcwd(), token, shared)
+
+    def open(self) -> Context:
+        """The run's context in this process, which does not hold the folder."""
+        silence_library_bars()
+        if Path(self.directory).is_dir():
+            os.chdir(self.directory)
+        shared = None if self.shared is None else SharedTrainings(Path(self.shared))
+        return Context(self.recipe, RunFolder(self.folder), Display(quiet=True), shared)
+
+    def require_folder(self) -> None:
+        """Check that this machine sees the run folder.
+
+        Raises:
+            RunError: If not.
+        """
+        file = Path(self.folder) / TOKEN
+        if not file.is_file() or file.read_text(encoding="utf-8") != self.token:
+            raise RunError(
+                f"The run folder {self.folder} is not there.",
+                "Put it on storage that all nodes share, under the same path.",
+            )
+
+
+@dataclass(frozen=True)
+class SearchWork:
+    """Trains trials of the search.
+
+    Attributes:
+        place: Of the run; its folder has to be shared.
+        kind: The evaluation.
+    """
+
+    place: Place
+    kind: type[_Evaluate]
+
+    def __call__(self) -> Work:
+        """The work; called in the worker."""
+        with named():
+            self.place.require_folder()
+            context = self.place.open()
+            evaluate = self.kind(context, context.task.objectives[1], Bar(None, None))
+            evaluate.apart = f"-{socket.gethostname()}-{os.getpid()}"
+            context.folder.work.mkdir(parents=True, exist_ok=True)
+            # The first worker makes the cache of frozen layers, the others open it.
+            with locked(context.folder.work / ".parts"):
+                _ = evaluate.parts
+
+        def work(payload: Any, number: int, report: Report) -> Any:
+            params, evaluate.marks[number] = payload
+            return evaluate(params, number, report)
+
+        return work
+
+
+@dataclass(frozen=True)
+class FusionWork:
+    """Makes an evaluator of the run's members; see `evaluation.remote`.
+
+    Attributes:
+        place: Of the run; its folder is needed only if the members lie in it.
+        members: Path or URL and sha256 of each.
+        split: On which to evaluate.
+        compiles: As in `Workbench`.
+        data: Fingerprint of the tokenised split, which has to be the same everywhere.
+    """
+
+    place: Place
+    members: tuple[tuple[str, str], ...]
+    split: SplitName
+    compiles: bool
+    data: str
+
+    @classmethod
+    def of(
+        cls, context: Context, pool: MemberPool, split: SplitName, compiles: bool
+    ) -> Callable[[], Evaluator]:
+        """For the members of this run."""
+        paths = [source_of(m.path) or str(m.path.resolve()) for m in pool.members]
+        digests = [m.sha256 for m in pool.members]
+        members = tuple(zip(paths, digests, strict=True))
+        data = context.scorer(split).encoded.fingerprint
+        return cls(Place.of(context), members, split, compiles, data)
+
+    def __call__(self) -> Evaluator:
+        """The evaluator; called in the worker."""
+        from fusetune.pipeline.existing import open_recorded
+        from fusetune.pipeline.workbench import Workbench
+
+        with named():
+            context = self.place.open()
+            if context.scorer(self.split).encoded.fingerprint != self.data:
+                raise RunError(
+                    f"The {self.split} split is another one than the driver's.",
+                    "Put the same data and tokenizer under the same paths on all nodes.",
+                )
+            paths, digests = zip(*self.members, strict=True)
+            pool = open_recorded({"paths": paths, "sha256": digests}, context.base)
+            bench = Workbench(pool, context, None, self.compiles)
+            return bench.evaluator(self.split)
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Say of errors in which machine they were found."""
+    try:
+        yield
+    except FusetuneError as error:
+        message = f"On {socket.gethostname()}: {error.message}"
+        raise type(error)(message, error.hint) from error

@@ -1,0 +1,102 @@
+"""Members at a URL, copied here once; the store is fsspec's own in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import save
+
+from fusetune.errors import MemberError
+from fusetune.members import fetch
+from fusetune.members.discover import find_members
+from fusetune.members.pool import MemberPool
+
+STORE = fsspec.filesystem("memory")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv(fetch.CACHE, str(tmp_path / "cache"))
+    for step in (9, 10, 100):
+        put(step, float(step))
+    STORE.pipe("/bucket/run/logs/events.txt", b"nothing of a model")
+    yield "memory://bucket/run"
+    STORE.rm("/bucket", recursive=True)
+
+
+def put(step: int, value: float) -> None:
+    folder = f"/bucket/run/checkpoint-{step}"
+    STORE.pipe(f"{folder}/model.safetensors", save({"w": torch.full((3,), value)}))
+    STORE.pipe(f"{folder}/config.json", json.dumps({"model_type": "bert"}).encode())
+    STORE.pipe(f"{folder}/optimizer.pt", b"large, pickled, and none of our business")
+
+
+def cached(tmp_path: Path) -> list[str]:
+    files = (tmp_path / "cache").rglob("*")
+    return sorted(path.name for path in files if path.is_file() and path.suffix != ".lock")
+
+
+def test_members_are_found_in_order_and_can_be_fused(bucket: str, tmp_path: Path) -> None:
+    for wanted in (bucket, f"{bucket}/checkpoint-*"):
+        pool = MemberPool.open(wanted)
+        assert pool.names == ("checkpoint-9", "checkpoint-10", "checkpoint-100")
+        assert [float(pool.load_tensor(i, "w")[0]) for i in range(3)] == [9.0, 10.0, 100.0]
+    assert find_members(f"{bucket}/checkpoint-10").folders[0].name == "checkpoint-10"
+    names = ["config.json", "model.safetensors", "source.json"]
+    assert cached(tmp_path) == sorted(3 * names)  # once, and no optimiser
+    first = pool.members[0].path
+    assert fetch.source_of(first) == "memory:///bucket/run/checkpoint-9"
+    assert fetch.source_of(tmp_path) is None
+
+
+def test_what_was_fetched_is_not_fetched_again_until_it_changes(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{bucket}/checkpoint-9"
+    before = fetch.fetch(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(STORE, "get_file", lambda *a, **k: pytest.fail("fetched again"))
+        assert fetch.fetch(url) == before
+    put(9, 0.5)
+    after = fetch.fetch(url)
+    assert after != before
+    assert after.name == before.name == "checkpoint-9"
+
+
+def test_a_fetch_that_is_cut_off_leaves_nothing_that_looks_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(remote: str, local: str) -> None:
+        Path(local).write_bytes(b"half")
+        raise OSError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(STORE, "get_file", cut)
+        with pytest.raises(MemberError, match=r"cannot be read: OSError: connection reset"):
+            fetch.fetch(f"{bucket}/checkpoint-9")
+    with monkeypatch.context() as patch:
+        patch.setattr(STORE, "get_file", lambda remote, local: Path(local).write_bytes(b"x"))
+        with pytest.raises(MemberError, match=r"came with 1 bytes in the place of \d+"):
+            fetch.fetch(f"{bucket}/checkpoint-9")
+    assert cached(tmp_path) == []
+    assert (fetch.fetch(f"{bucket}/checkpoint-9") / "model.safetensors").stat().st_size > 4
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://bucket/run/logs", "No checkpoint at memory://bucket/run/logs"),
+        ("memory://bucket/nowhere", "memory://bucket/nowhere cannot be read"),
+        ("memory://bucket/run/epoch-*", "No checkpoint at"),
+        ("carrier-pigeon://loft", "Protocol not known: carrier-pigeon"),
+    ],
+)
+def test_what_cannot_be_had_is_said(bucket: str, url: str, message: str) -> None:
+    with pytest.raises(MemberError) as info:
+        find_members(url)
+    assert message in str(info.value)

@@ -1,0 +1,241 @@
+"""Several processes at one study, in SQLite here and in PostgreSQL where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from fusetune.errors import RunError, StageError
+from fusetune.executors.serial import SerialExecutor
+from fusetune.objective import LOSS
+from fusetune.optimization import claims
+from fusetune.optimization.copying import copy_studies
+from fusetune.optimization.recording import Proposal, RecordingSampler
+from fusetune.optimization.storage import PASSWORD, open_storage
+from fusetune.optimization.study import Finished, Loop
+
+DRIVER = """
+import sys, time
+sys.path.insert(0, {here!r})
+from test_claims import run
+run({url!r}, trials={trials}, seconds=0.1, stop_at={stop})
+"""
+
+
+class Numbered(RecordingSampler):
+    def __init__(self) -> None:
+        super().__init__({"x": FloatDistribution(0, 100)}, seed=0)
+
+    def propose(self, number, trials):
+        return Proposal({"x": number + 0.5}, "test")
+
+
+def run(url, *, trials, seconds=0.0, stop_at=-1, identity="same", silence=3):
+    """One driver; it hangs in trial `stop_at`, to be killed there."""
+
+    def evaluate(x, number, report):
+        time.sleep(1000.0 if number == stop_at else seconds)
+        return Finished({"loss": x}, {"process": os.getpid()})
+
+    storage = open_storage(url, heartbeats=True, beat=1, silence=silence)
+    loop = Loop(storage, SerialExecutor(), prefix="team/", shared=identity)
+    return loop.run(
+        "search", Numbered(), lambda trial: trial.suggest_float("x", 0, 100), evaluate,
+        trials=trials, objectives=[LOSS],
+    )  # fmt: skip
+
+
+def drivers(url, count, **options) -> list[subprocess.Popen]:
+    script = DRIVER.format(here=str(Path(__file__).parent), url=url, **{"stop": -1, **options})
+    return [subprocess.Popen([sys.executable, "-c", script]) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of our own; its URL without a database."""
+    pytest.importorskip("psycopg", reason="needs the extra postgresql")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = str(programs[-1]) if programs else shutil.which("initdb")
+    if found is None:
+        pytest.skip("PostgreSQL is not installed")
+    if os.getuid() == 0 and shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+    home = Path("/tmp") / f"fusetune-postgresql-{os.getpid()}"  # sockets need a short path
+    home.mkdir()
+    as_user: list[str] = []
+    if os.getuid() == 0:
+        shutil.chown(home, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    secret = home / "secret"
+    secret.write_text("pa55word")
+    secret.chmod(0o644)
+
+    def call(*command: str) -> None:
+        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd="/")
+
+    control = [str(Path(found).with_name("pg_ctl")), "-D", str(home / "data"), "-w"]
+    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
+    try:
+        call(
+            found, "-D", str(home / "data"), "-U", "owner", "-A", "scram-sha-256",
+            f"--pwfile={secret}", "-N",
+        )  # fmt: skip
+        call(*control, "-l", str(home / "log"), "-o", options, "start")
+        yield f"postgresql://owner:pa55word@127.0.0.1:{port}"
+    finally:
+        subprocess.run([*as_user, *control, "-m", "immediate", "stop"], check=False, cwd="/")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/trials.db"
+    base = request.getfixturevalue("server")
+    return new_database(base, f"db{abs(hash(tmp_path)) % 10**9}")
+
+
+def new_database(base: str, name: str) -> str:
+    import psycopg
+
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{base}/{name}"
+
+
+def test_drivers_side_by_side_do_each_trial_once(url: str) -> None:
+    others = drivers(url, 2, trials=12)
+    study = run(url, trials=12, seconds=0.1)
+    assert [process.wait(timeout=60) for process in others] == [0, 0]
+    trials = study.get_trials()
+    assert [t.number for t in trials] == list(range(12))
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    assert [t.value for t in trials] == [n + 0.5 for n in range(12)]
+    assert len({t.user_attrs["process"] for t in trials}) >= 2
+
+
+def test_the_trial_of_a_driver_that_was_killed_is_taken_over(url: str) -> None:
+    run(url, trials=2)
+    (other,) = drivers(url, 1, trials=4, stop_at=2)
+    storage = open_storage(url)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        study = optuna.load_study(study_name="team/search", storage=storage)
+        if len(study.trials) == 3:
+            break
+        time.sleep(0.1)
+    began = time.monotonic()
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    trials = run(url, trials=4).get_trials()
+    assert time.monotonic() - began > 1.5  # not before its heart had stopped for a while
+    assert [t.number for t in trials] == [0, 1, 2, 3]
+    assert [t.value for t in trials] == [0.5, 1.5, 2.5, 3.5]
+    assert trials[2].user_attrs["process"] == os.getpid()
+
+
+def test_a_trial_without_a_heartbeat_is_free(url: str) -> None:
+    run(url, trials=1)
+    plain = optuna.load_study(study_name="team/search", storage=open_storage(url))
+    plain.ask()  # of a process that died before its first heartbeat
+    trials = run(url, trials=3).get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
+    assert trials[1].params == {"x": 1.5}
+
+
+def test_who_was_taken_for_dead_tells_nothing(url: str) -> None:
+    study = run(url, trials=1)
+    slow = claims.Shared(study)
+    trial = slow.next(2)
+    assert trial is not None
+    assert slow.next(2) is None  # there are two
+    study.tell(trial.number, 9.0)  # by who took it over
+
+    def tell() -> optuna.trial.FrozenTrial:
+        trial.set_user_attr("late", True)
+        raise AssertionError("a finished trial cannot be written to")
+
+    assert slow.tell(trial, tell) is None
+    assert study.trials[1].value == 9.0
+
+
+def test_another_recipe_is_refused(url: str) -> None:
+    run(url, trials=1)
+    with pytest.raises(RunError, match="begun with another recipe"):
+        run(url, trials=2, identity="other")
+
+
+def test_a_journal_cannot_be_shared(tmp_path: Path) -> None:
+    loop = Loop(open_storage(tmp_path / "journal"), SerialExecutor(), shared="x")
+    with pytest.raises(RunError, match="in a database only"):
+        loop.run("s", Numbered(), lambda t: 0, lambda *a: None, trials=1, objectives=[LOSS])
+
+
+def test_a_password_may_come_from_the_environment(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = server.replace(":pa55word", "")
+    monkeypatch.setenv(PASSWORD, "pa55word")
+    assert run(f"{new_database(bare.replace('owner', 'owner:pa55word'), 'bare')}", trials=1)
+    open_storage(f"{bare}/bare")
+    monkeypatch.setenv(PASSWORD, "wr0ng")
+    with pytest.raises(RunError, match="password authentication failed") as info:
+        open_storage(f"{bare}/bare")
+    assert "wr0ng" not in str(info.value)
+
+
+def test_a_user_without_rights_gets_a_clear_error(server: str) -> None:
+    import psycopg
+
+    url = new_database(server, "guarded")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    guest = url.replace("owner:pa55word", "guest:guest")
+    with pytest.raises(RunError, match="permission denied"):
+        open_storage(guest)
+    open_storage(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest")
+    with pytest.raises(StageError, match=r"cannot be written to: .*permission denied"):
+        run(guest, trials=1)
+
+
+def test_studies_move_between_all_storages(url: str, tmp_path: Path) -> None:
+    run(url, trials=3)
+    study = optuna.load_study(study_name="team/search", storage=open_storage(url))
+    study.ask()
+    journal = open_storage(tmp_path / "journal")
+    assert copy_studies(open_storage(url), journal, str) == {"team/search": 4}
+    back = open_storage(f"sqlite:///{tmp_path}/back.db")
+    assert copy_studies(journal, back, lambda name: f"new/{name}") == {"new/team/search": 4}
+    copied = optuna.load_study(study_name="new/team/search", storage=back)
+    assert [t.state.name for t in copied.trials] == ["COMPLETE"] * 3 + ["RUNNING"]
+    for old, new in zip(study.trials, copied.trials, strict=True):
+        assert (old.params, old.values, old.user_attrs) == (
+            new.params,
+            new.values,
+            new.user_attrs,
+        )
+        assert old.system_attrs == new.system_attrs
+    # Cut off and begun again; there already; another one of that name.
+    run(url, trials=5)
+    assert copy_studies(open_storage(url), journal, str) == {"team/search": 5}
+    assert copy_studies(open_storage(url), journal, str) == {"team/search": 5}
+    with pytest.raises(RunError, match="another study"):
+        copy_studies(back, journal, lambda name: "team/search")
+    assert copy_studies(back, journal, lambda name: None) == {}
