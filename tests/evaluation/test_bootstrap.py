@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fusetune.evaluation.bootstrap import bootstrap_counts, intervals, paired_difference
+from fusetune.evaluation.bootstrap import (
+    adjusted_p_values,
+    bootstrap_counts,
+    intervals,
+    paired_difference,
+)
 from fusetune.tasks.task import Outputs
 
 
@@ -80,3 +85,38 @@ def test_equal_models_that_err_elsewhere_are_not_told_apart() -> None:
     difference = compared(a, b)
     assert difference.low < 0 < difference.high
     assert difference.p_value > 0.05
+
+
+def _tries(
+    gains: NDArray[np.float64], seed: int, n: int = 400
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Differences of M tries, of unequal deviations, and 300 bootstrap samples of them."""
+    random = np.random.default_rng(seed)
+    rows = random.normal(gains, np.linspace(0.5, 2.0, len(gains)), size=(n, len(gains)))
+    counts = bootstrap_counts(n, samples=300, seed=seed)
+    return rows.mean(axis=0), counts @ rows / n
+
+
+def test_the_best_of_many_tries_without_effect_is_seldom_taken() -> None:
+    """By its own p-value, the best of 20 would be taken in nearly two thirds of the cases."""
+    naive = adjusted = 0
+    for seed in range(40):
+        differences, sampled = _tries(np.zeros(20), seed)
+        deviation = sampled.std(axis=0)
+        naive += bool((differences > 1.645 * deviation).any())
+        adjusted += bool((adjusted_p_values(differences, sampled) < 0.05).any())
+    assert naive >= 16
+    assert adjusted <= 5  # 2 are expected; more than 5 of a binomial in 1 case of 70
+
+
+def test_a_real_gain_among_many_tries_is_found() -> None:
+    gains = np.zeros(20)
+    gains[4] = 0.3  # of a deviation of 0.8 in a row, over 400 rows
+    differences, sampled = _tries(gains, seed=0)
+    found = adjusted_p_values(differences, sampled)
+    assert found[4] == pytest.approx(1 / 301)
+    assert (np.delete(found, 4) > 0.05).all()
+    same = np.zeros((300, 1))
+    with_one_more = adjusted_p_values(np.append(differences, 0.0), np.hstack([sampled, same]))
+    assert with_one_more[:-1].tolist() == found.tolist()
+    assert with_one_more[-1] == 1.0

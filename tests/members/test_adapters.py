@@ -30,6 +30,7 @@ from fusetune.members.average import StreamingAverage, for_files, plan
 from fusetune.members.base import base_sha256
 from fusetune.members.export import export
 from fusetune.members.gram import gram
+from fusetune.members.layers import LayerWeights, layer_groups
 from fusetune.members.low_rank import squared_distance, squared_norm, truncate
 from fusetune.members.points import Combination, OwnModel
 from fusetune.members.pool import MemberPool
@@ -210,6 +211,31 @@ def test_average_is_that_of_the_merged_models(
     again = peft.PeftModel.from_pretrained(adapters.load(), out).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["patterns", "saved", "lora_bias", "dora"])
+def test_weights_by_layer_average_each_group_by_itself(
+    family: Callable[..., Family], case: str, tmp_path: Path
+) -> None:
+    one = family(case)
+    pool = one.pool()
+    weights = [(0.2, 0.3, 0.5), (1.0, 0.0, 0.0), (0.0, 0.6, 0.4), (0.0, 1.0, 0.0), W.values]
+    point = LayerWeights(tuple(FusionWeights(w) for w in weights))
+    average = plan(pool, pool.adapters.base.model)
+    assert isinstance(average, AdapterAverage)
+    average.into_model(point)
+    found = state(average.model)
+    groups = layer_groups(found)
+    wanted = [one.wanted(w) for w in weights]
+    for name, tensor in found.items():
+        assert relative(tensor, wanted[groups[name]][name]) < 1e-5, name
+    tensors = average.tensors(point)
+    assert all(torch.equal(tensors[n], t) for n, t in found.items() if n in tensors)
+    assert average.bytes_read(point) < average.bytes_read(W)
+    folder = export(average, point, pool, tmp_path / "one", form=ExportForm.parse("adapter"))
+    loaded = peft.PeftModel.from_pretrained(one.load(), folder).merge_and_unload()
+    for name, tensor in state(loaded).items():
+        assert relative(tensor, found[name]) < 1e-5, name
 
 
 def test_gradients_and_inner_products_of_merged_members(family: Callable[..., Family]) -> None:

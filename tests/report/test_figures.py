@@ -10,6 +10,7 @@ import pytest
 
 from fusetune.report import figures, front, history
 from fusetune.report.content import EvaluationRow, RunRecord
+from fusetune.report.panels import panels
 
 Record = Callable[..., RunRecord]
 
@@ -105,3 +106,26 @@ def test_a_record_checks_its_lengths(record: Record) -> None:
         record(evaluations=(EvaluationRow((0.5, 0.5), {}),), hypervolume=())
     with pytest.raises(ValueError, match="got 3 values for 90 evaluations"):
         record(hypervolume=(1.0, 2.0, 3.0))
+
+
+def test_weights_by_layer_are_a_heat_map(
+    record: Record, results: Callable[..., dict[str, Any]]
+) -> None:
+    assert figures.layers(record()) is None
+    found = results()
+    k = found["members"]
+    groups = [
+        {"group": name, "weights": [1.0 if i == row else 0.0 for i in range(k)]}
+        for row, name in enumerate(("embeddings", "layers 1/1", "head"))
+    ]
+    first = next(iter(found["methods"].values()))
+    found["methods"]["layers"] = {**first, "weights": None, "layers": groups}
+    full = record(results=found)
+    figure = figures.layers(full)
+    assert figure is not None
+    (heat,) = figure.data
+    assert list(heat.y) == ["embeddings", "layers 1/1", "head"]
+    assert [list(row) for row in heat.z] == [group["weights"] for group in groups]
+    keys = [panel.key for panel in panels(full)["weights"]]
+    assert keys == ["weights", "layers"]
+    assert "layers, head: " in panels(full)["weights"][1].alternative

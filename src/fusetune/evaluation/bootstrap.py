@@ -1,6 +1,9 @@
 """How sure a figure is: percentile bootstrap over the examples of a split.
 
 .. [Efron1993] B. Efron, R. Tibshirani. An Introduction to the Bootstrap. 1993, chapters 13, 16.
+.. [White2000] H. White. A Reality Check for Data Snooping. Econometrica 68, 2000.
+.. [Hansen2005] P. R. Hansen. A Test for Superior Predictive Ability. Journal of Business &
+   Economic Statistics 23, 2005.
 """
 
 from __future__ import annotations
@@ -106,3 +109,30 @@ def paired_difference(
     below, above = np.mean(sampled <= 0), np.mean(sampled >= 0)
     p_value = min(1.0, 2.0 * float(min(below, above)))
     return Difference(first[0] - second[0], float(low), float(high), p_value)
+
+
+def adjusted_p_values(
+    differences: NDArray[np.float64], sampled: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How often chance makes the best of M tries look as good as each one, `M`.
+
+    One-sided p-values of "no better than the reference" that count all M tries on the same
+    rows [White2000]_, each difference in units of its own deviation [Hansen2005]_:
+
+        p_c = P(max_j (d*_j − d_j) / s_j ≥ d_c / s_c)
+
+    over bootstrap samples d*. A try that never differs from the reference has 1.
+
+    Args:
+        differences: `M`; each try minus the reference, larger is better, over the whole split.
+        sampled: `B x M`; the same on B bootstrap samples of the rows.
+    """
+    deviation = sampled.std(axis=0)
+    differs = deviation > 0.0
+    found = np.ones(len(differences))
+    if differs.any():
+        d, s = differences[differs], deviation[differs]
+        most = ((sampled[:, differs] - d) / s).max(axis=1)
+        reached = (most[:, None] >= d / s).sum(axis=0)
+        found[differs] = (reached + 1.0) / (len(sampled) + 1.0)
+    return found

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter_source import AdapterSource
-from fusetune.members.averaging import scale_of
 from fusetune.members.gradient import part_of_gradient
-from fusetune.members.points import Mixture, OwnModel, Point
+from fusetune.members.mixing import scale_of
+from fusetune.members.points import Blend, OwnModel, Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.streaming import StreamingAverage
 
@@ -190,9 +190,13 @@ class AdapterAverage(StreamingAverage):
         """Bytes of the adapted base weights and of the factors with a weight."""
         if isinstance(point, OwnModel):
             return super().bytes_read(point)
-        used = zip(self._read, point.values, strict=True)
         base = sum(stack.base.nbytes for stack in self._stacks.values())
-        return base + sum(read for read, value in used if value != 0.0)
+        return base + sum(
+            read
+            for i, parts in enumerate(self._read)
+            for name, read in parts.items()
+            if self.mixture(point, name).values[i] != 0.0
+        )
 
     def gradient_products(self) -> NDArray[np.float64]:
         """<∂L/∂θ̄, θ_i> of every member, `k`, without ever merging one."""
@@ -210,35 +214,36 @@ class AdapterAverage(StreamingAverage):
                 products[i] += float(torch.dot(row, gradient.to(row)))
         return products.numpy()
 
-    def vector(self, point: Mixture, name: str) -> Tensor:
+    def vector(self, point: Blend, name: str) -> Tensor:
         """The coefficients in the dtype of a weight's sums, where its factors are."""
         wide = self.source.accumulator(name)
-        return torch.tensor(point.values, dtype=wide, device=self._place)
+        values = self.mixture(point, name).values
+        return torch.tensor(values, dtype=wide, device=self._place)
 
-    def small(self, point: Mixture) -> Iterator[tuple[str, Tensor]]:
+    def small(self, point: Blend) -> Iterator[tuple[str, Tensor]]:
         """The averages of biases and of whole tensors, in the dtype of sums."""
-        used = [i for i, value in enumerate(point.values) if value != 0.0]
         for name in (*self.source.biases, *self.source.whole):
             total = torch.zeros_like(self.source.base.tensors[name])
             total = total.to(self.source.accumulator(name))
-            for i in used:  # one after the other: a saved embedding may be large
-                total.add_(self._wide(i, name), alpha=point.values[i])
+            for i, value in enumerate(self.mixture(point, name).values):
+                if value != 0.0:  # one after the other: a saved embedding may be large
+                    total.add_(self._wide(i, name), alpha=value)
             yield name, total
 
-    def _mix_into_model(self, weights: Mixture) -> None:
-        total = scale_of(weights)
+    def _mix_into_model(self, point: Blend) -> None:
+        total = scale_of(point)
         with torch.no_grad():
             for name, stack in self._stacks.items():
-                vector = self.vector(weights, name)
+                vector = self.vector(point, name)
                 for target in self.targets[name]:
                     mixed = stack.mixed(vector, total, self.apart, target)
                     if mixed is not target:
                         target.copy_(mixed.to(stack.base.dtype))
-            for name, value in self.small(weights):
+            for name, value in self.small(point):
                 for target in self.targets[name]:
                     target.copy_(value.to(self.source.tensors[name].dtype))
 
-    def _mixed_parts(self, point: Mixture) -> Iterator[tuple[str, slice, Tensor]]:
+    def _mixed_parts(self, point: Blend) -> Iterator[tuple[str, slice, Tensor]]:
         total = scale_of(point)
         for name, stack in self._stacks.items():
             with torch.no_grad():
@@ -260,15 +265,16 @@ class AdapterAverage(StreamingAverage):
         """A small tensor of one member in the dtype of sums, on the CPU."""
         return self.source.exact_tensor(index, name).to(self.source.accumulator(name))
 
-    def _adapter_bytes(self, index: int) -> int:
-        factors = sum(
-            int((stack.owners == index).sum())
+    def _adapter_bytes(self, index: int) -> dict[str, int]:
+        """Name of a tensor → what a member's part in it takes."""
+        factors = {
+            name: int((stack.owners == index).sum())
             * (len(stack.left) + stack.right.shape[1])
             * stack.left.element_size()
-            for stack in self._stacks.values()
-        )
+            for name, stack in self._stacks.items()
+        }
         member = self.source.members[index]
-        return factors + sum(member.tensors[key].nbytes for key in member.whole.values())
+        return factors | {n: member.tensors[key].nbytes for n, key in member.whole.items()}
 
 
 def check_apart(source: AdapterSource) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor
 from fusetune.errors import MemberError, RecipeError, StageError
 from fusetune.members.adapter import CONFIG, PREFIX, WEIGHTS
 from fusetune.members.adapter_average import AdapterAverage, Stack, check_apart
-from fusetune.members.averaging import scale_of
 from fusetune.members.low_rank import squared_distance, squared_norm, truncate
-from fusetune.members.points import Mixture, OwnModel, Point
+from fusetune.members.mixing import scale_of
+from fusetune.members.points import Blend, OwnModel, Point
 
 SVD = "adapter-svd:"
 
@@ -118,7 +118,7 @@ def apart_distance(average: AdapterAverage, point: Point) -> float | None:
     return math.sqrt(above / below) if below > 0.0 else 0.0
 
 
-def _require_mixture(average: AdapterAverage, point: Point, rank: int | None) -> Mixture:
+def _require_mixture(average: AdapterAverage, point: Point, rank: int | None) -> Blend:
     if isinstance(point, OwnModel) or not math.isclose(scale_of(point), 1.0, abs_tol=1e-6):
         raise StageError(
             "This model is not its base with an adapter: its method left the averages of "
@@ -135,7 +135,7 @@ def _require_mixture(average: AdapterAverage, point: Point, rank: int | None) ->
 
 
 def _low(
-    average: AdapterAverage, point: Mixture, name: str, stack: Stack
+    average: AdapterAverage, point: Blend, name: str, stack: Stack
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """L and R of the change, and DoRA's magnitudes if the members have them."""
     vector, apart = average.vector(point, name), average.apart
@@ -180,12 +180,13 @@ def _named(
     return found
 
 
-def _others(average: AdapterAverage, point: Mixture) -> dict[str, Tensor]:
+def _others(average: AdapterAverage, point: Blend) -> dict[str, Tensor]:
     """Averaged biases of LoRA, and tensors that are averaged whole."""
     source = average.source
     found: dict[str, Tensor] = {}
-    for module in source.biases.values():
-        parts = [(source.bias(i, module), w) for i, w in enumerate(point.values) if w != 0.0]
+    for name, module in source.biases.items():
+        values = average.mixture(point, name).values
+        parts = [(source.bias(i, module), w) for i, w in enumerate(values) if w != 0.0]
         added = [part * w for part, w in parts if part is not None]
         if added:
             found[f"{PREFIX}{module}.lora_B.bias"] = torch.stack(added).sum(dim=0)

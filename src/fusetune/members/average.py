@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fusetune.members.adapter_average import AdapterAverage
 from fusetune.members.averaging import Average
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
-from fusetune.members.kernel import Mix
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
-from fusetune.members.points import Mixture, OwnModel
+from fusetune.members.mixing import Mixing
+from fusetune.members.points import Blend, OwnModel
 from fusetune.members.pool import MemberPool
 from fusetune.members.streaming import StreamingAverage
 
@@ -87,18 +87,19 @@ class ResidentAverage(Average):
         self._share()
         super()._take_over(own)
 
-    def _mix_into_model(self, weights: Mixture) -> None:
+    def _mix_into_model(self, point: Blend) -> None:
         self._share()
         with torch.no_grad():
             for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
-                mix = Mix.of(weights, group.accumulator, self._device)
+                mixing = self._mixing(point, group)
                 flat = self._flats[group.dtype]
                 for tile in range(group.num_tiles):
-                    kernel(self._rows(group, tile, mix), mix, flat[group.columns(tile)])
+                    rows = self._rows(group, tile, mixing)
+                    mixing(kernel, rows, tile, flat[group.columns(tile)])
             for target, part in self._copies:
                 target.copy_(part)
 
-    def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
+    def _rows(self, group: Group, tile: int, mixing: Mixing) -> Tensor:
         columns = group.columns(tile)
         rows = self._blocks[group.dtype][tile, :, : columns.stop - columns.start]
         return rows.to(self._device, non_blocking=True)

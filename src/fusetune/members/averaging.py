@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from fusetune.errors import MemberError
 from fusetune.members.binding import bind, check_length, same_bits, tied_names
 from fusetune.members.gradient import part_of_gradient
-from fusetune.members.kernel import Kernel, Mix
+from fusetune.members.kernel import Kernel
 from fusetune.members.layout import Group, lay_out
 from fusetune.members.member import Members
-from fusetune.members.points import Mixture, OwnModel, Point
+from fusetune.members.mixing import Mixing, Owners, scale_of
+from fusetune.members.points import Blend, Mixture, OwnModel, Point
 from fusetune.members.weights import FusionWeights
 
 COUNTER = "num_batches_tracked"
@@ -57,6 +57,7 @@ class Average(ABC):
         self._kernels = [
             Kernel(self._k, g.dtype, g.accumulator, g.tile, device) for g in self._layout.groups
         ]
+        self._owners = Owners(pool)
         self._check_fixed()
         self._check_tied()
 
@@ -101,19 +102,23 @@ class Average(ABC):
         return self._model
 
     @abstractmethod
-    def _mix_into_model(self, weights: Mixture) -> None:
+    def _mix_into_model(self, point: Blend) -> None:
         """Make the model Σ w_i θ_i, in place."""
 
     @abstractmethod
-    def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
-        """One tile of all members, `k x n`; rows that `mix` does not use may be anything."""
+    def _rows(self, group: Group, tile: int, mixing: Mixing) -> Tensor:
+        """One tile of all members, `k x n`; what `mixing` does not use may be anything."""
 
     def bytes_read(self, point: Point) -> int:
         """Bytes that making the point's model reads: of members whose weight is not zero."""
         if isinstance(point, OwnModel):
             return sum(tensor.nbytes for tensor in point.tensors.values())
-        row = sum(g.width * g.dtype.itemsize for g in self._layout.groups)
-        return row * sum(value != 0.0 for value in point.values)
+        groups = self._layout.groups
+        return sum(g.dtype.itemsize * self._mixing(point, g).elements for g in groups)
+
+    def mixture(self, point: Blend, name: str) -> Mixture:
+        """The coefficients that one tensor is averaged with."""
+        return self._owners.mixture(point, name)
 
     def tensors(self, point: Point) -> dict[str, Tensor]:
         """The point's model as new tensors on the CPU, in the names and dtypes of the files.
@@ -145,7 +150,7 @@ class Average(ABC):
             yield _whole(name, self._constant(name, scale_of(point)))
         yield from self._mixed_parts(point)
 
-    def _mixed_parts(self, point: Mixture) -> Iterator[tuple[str, slice, Tensor]]:
+    def _mixed_parts(self, point: Blend) -> Iterator[tuple[str, slice, Tensor]]:
         """`parts` of what is averaged."""
         for group, tile, total in self._tiles(point):
             for piece in group.pieces(tile):
@@ -163,14 +168,14 @@ class Average(ABC):
         products = self._constant_products().to(self._device)
         everyone = FusionWeights.uniform(self._k)
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
-            mix = Mix.of(everyone, group.accumulator, self._device)
+            mixing = self._mixing(everyone, group)
             for tile in range(group.num_tiles):
                 rows: Tensor | None = None
                 for piece in group.pieces(tile):
                     gradient = part_of_gradient(self.targets[piece.name], piece.tensor)
                     if gradient is None:
                         continue
-                    rows = self._rows(group, tile, mix) if rows is None else rows
+                    rows = self._rows(group, tile, mixing) if rows is None else rows
                     products += kernel.products(rows[:, piece.tile], gradient)
         return products.cpu().numpy()
 
@@ -193,9 +198,9 @@ class Average(ABC):
             yield self.pool.load_tensor(0, name).view(1, -1).expand(self._k, -1)
         everyone = FusionWeights.uniform(self._k)
         for group in self._layout.groups:
-            mix = Mix.of(everyone, group.accumulator, self._device)
+            mixing = self._mixing(everyone, group)
             for tile in range(group.num_tiles):
-                yield self._rows(group, tile, mix)
+                yield self._rows(group, tile, mixing)
 
     def _write_constants(self, scale: float) -> None:
         """Give the constant tensors their value, unless the model has it."""
@@ -234,20 +239,23 @@ class Average(ABC):
                 f"A model of its own needs the members' tensors; {different[0]} differs."
             )
 
-    def _tiles(self, weights: Mixture) -> Iterator[tuple[Group, int, Tensor]]:
+    def _tiles(self, point: Blend) -> Iterator[tuple[Group, int, Tensor]]:
         """Group, tile number and average of each tile, in a buffer that is used again."""
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
-            mix = Mix.of(weights, group.accumulator, self._device)
+            mixing = self._mixing(point, group)
             buffer = torch.empty(group.tile, dtype=group.accumulator, device=self._device)
-            for tile, rows in enumerate(self._all_rows(group, mix)):
+            for tile, rows in enumerate(self._all_rows(group, mixing)):
                 total = buffer[: rows.shape[1]]
                 with torch.no_grad():
-                    kernel(rows, mix, total)
+                    mixing(kernel, rows, tile, total)
                 yield group, tile, total
 
-    def _all_rows(self, group: Group, mix: Mix) -> Iterator[Tensor]:
+    def _all_rows(self, group: Group, mixing: Mixing) -> Iterator[Tensor]:
         """`_rows` of every tile in order; each is valid until the next."""
-        return (self._rows(group, tile, mix) for tile in range(group.num_tiles))
+        return (self._rows(group, tile, mixing) for tile in range(group.num_tiles))
+
+    def _mixing(self, point: Blend, group: Group) -> Mixing:
+        return Mixing(point, group, self._device, self._owners.of(point))
 
     def _check_fixed(self) -> None:
         for name in self._layout.fixed:
@@ -279,8 +287,3 @@ class Average(ABC):
 
 def _whole(name: str, tensor: Tensor) -> tuple[str, slice, Tensor]:
     return name, slice(0, tensor.numel()), tensor.reshape(-1)
-
-
-def scale_of(point: Mixture) -> float:
-    """Σ a_i, by which a tensor that is equal in all members is multiplied; 1 on the simplex."""
-    return 1.0 if isinstance(point, FusionWeights) else math.fsum(point.values)

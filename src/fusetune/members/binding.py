@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.header import TensorSpec
-from fusetune.members.points import Mixture
+from fusetune.members.points import Blend
 
 SHOWN = 10
 HINT = (
@@ -82,7 +82,7 @@ def write(target: Tensor, part: slice, values: Tensor) -> None:
         target[torch.unravel_index(index, target.shape)] = values.to(target)
 
 
-def check_length(weights: Mixture, k: int) -> None:
+def check_length(weights: Blend, k: int) -> None:
     """Raise `ValueError` unless there is one weight per member."""
     if len(weights) != k:
         raise ValueError(f"{k} members need {k} weights; got {len(weights)}.")

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fusetune.members.layers import LayerWeights, group_names
 from fusetune.members.member import Members, architectures
 from fusetune.members.points import OwnModel, Point
 from fusetune.redaction import shown
@@ -74,8 +75,7 @@ def model_card(
         for metric, value in values.items()
         if math.isfinite(value)
     ]
-    own = isinstance(point, OwnModel)
-    values = (0.0,) * len(pool.members) if isinstance(point, OwnModel) else point.values
+    columns = _weights(point)
     results = _eval_results(finite, dataset, pipeline_tag)
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -101,12 +101,27 @@ def model_card(
         "base_location": json.dumps(base_model or "BASE MODEL", ensure_ascii=False),
         "metrics": [(split, metric, f"{value:.4f}") for split, metric, value in finite],
         "members": [
-            {"name": member.name, "step": member.step, "weight": weight}
-            for member, weight in zip(pool.members, values, strict=True)
+            {
+                "name": member.name,
+                "step": member.step,
+                "weights": [f"{values[i]:.4f}" for values in columns.values()],
+            }
+            for i, member in enumerate(pool.members)
         ],
-        "own": own,
+        "columns": list(columns),
+        "own": isinstance(point, OwnModel),
     }
     return _environment().get_template("card.md.j2").render(context)
+
+
+def _weights(point: Point) -> dict[str, tuple[float, ...]]:
+    """Heading → the members' weights; one column for each group of layers with its own w."""
+    if isinstance(point, OwnModel):
+        return {}
+    if isinstance(point, LayerWeights):
+        rows = (w.values for w in point.groups)
+        return dict(zip(group_names(point.parts), rows, strict=True))
+    return {"weight": point.values}
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from fusetune.members.disk import (
     write_json,
 )
 from fusetune.members.formats import TOKENIZER_FILES
-from fusetune.members.points import OwnModel, Point, to_json
+from fusetune.members.points import Combination, Point, to_json
 from fusetune.members.pool import MemberPool
+from fusetune.members.weights import FusionWeights
 from fusetune.members.writer import write_average
 
 if TYPE_CHECKING:
@@ -103,14 +104,17 @@ def export(
 def fusion_record(pool: MemberPool, point: Point) -> dict[str, Any]:
     """What fusion.json always has: the version, and each member with its coefficient.
 
-    Of a model of its own, the coefficients are null and "model" is its digest.
+    Of a model of its own, the coefficients are null and "model" is its digest; of weights by
+    layer, they are null and "layers" has those of every group.
     """
-    own = isinstance(point, OwnModel)
-    values = [None] * len(pool) if isinstance(point, OwnModel) else point.values
+    values: Sequence[float | None] = [None] * len(pool)
+    own = to_json(point)
+    if isinstance(point, FusionWeights | Combination):
+        values, own = point.values, {}
     return {
         "fusetune": version("fusetune"),
         "fingerprint": pool.fingerprint,
-        **(to_json(point) if own else {}),
+        **own,
         "members": [
             {"name": m.name, "step": m.step, "weight": weight, "sha256": m.sha256}
             for m, weight in zip(pool.members, values, strict=True)

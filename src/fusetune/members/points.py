@@ -1,8 +1,9 @@
-"""What can become one model: w on the simplex, any real coefficients, or tensors of its own.
+"""What can become one model: w on the simplex, one w per group of layers, any real
+coefficients, or tensors of its own.
 
-Most methods choose w on the simplex. Some leave it: they train coefficients of any sign, or
-make a model that is no combination of the members at all. Everything that averages, evaluates
-or exports takes any of the three.
+Most methods choose w on the simplex. Some leave it: they choose a w for each group of layers
+(`layers.LayerWeights`), train coefficients of any sign, or make a model that is no combination
+of the members at all. Everything that averages, evaluates or exports takes any of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members.disk import replaced_file
+from fusetune.members.layers import LayerWeights, group_names
 from fusetune.members.weights import FusionWeights
 
 DIGEST = "digest"  # key in the metadata of a model's file
@@ -104,7 +106,10 @@ class OwnModel:
 Mixture = FusionWeights | Combination
 """What has one coefficient per member."""
 
-Point = FusionWeights | Combination | OwnModel
+Blend = FusionWeights | Combination | LayerWeights
+"""What has one coefficient per member for every tensor."""
+
+Point = FusionWeights | Combination | LayerWeights | OwnModel
 """What can become one model."""
 
 
@@ -112,6 +117,11 @@ def key(point: Point) -> bytes:
     """Bytes that are the same for two points only if their models are."""
     if isinstance(point, OwnModel):
         return point.digest.encode()
+    if isinstance(point, LayerWeights):
+        if point.one is not None:
+            return key(point.one)
+        rows = [w.values for w in point.groups]
+        return b"layers" + np.asarray(rows, dtype=np.float64).tobytes()
     return np.asarray(point.values, dtype=np.float64).tobytes()
 
 
@@ -119,6 +129,9 @@ def to_json(point: Point) -> dict[str, Any]:
     """Plain data; of a model of its own, the digest alone."""
     if isinstance(point, OwnModel):
         return {"model": point.digest}
+    if isinstance(point, LayerWeights):
+        pairs = zip(group_names(point.parts), point.groups, strict=True)
+        return {"layers": [{"group": name, "weights": list(w.values)} for name, w in pairs]}
     name = "weights" if isinstance(point, FusionWeights) else "coefficients"
     return {name: list(point.values)}
 
@@ -137,6 +150,8 @@ def from_json(data: Mapping[str, Any], folder: Path | None = None) -> Point:
         return FusionWeights(tuple(data["weights"]))
     if "coefficients" in data:
         return Combination(tuple(data["coefficients"]))
+    if "layers" in data:
+        return LayerWeights(tuple(FusionWeights(tuple(g["weights"])) for g in data["layers"]))
     if folder is None:
         raise ValueError("A model of its own needs the folder that it was saved in.")
     return OwnModel.open(model_file(folder, data["model"]))

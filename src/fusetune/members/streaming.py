@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fusetune.members.averaging import Average
 from fusetune.members.binding import write
-from fusetune.members.kernel import Mix
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
-from fusetune.members.points import Mixture
+from fusetune.members.mixing import Mixing
+from fusetune.members.points import Blend
 
 CPU = torch.device("cpu")
 READERS = 4  # threads; a disk is faster with several requests at hand
@@ -33,20 +33,20 @@ class StreamingAverage(Average):
     def __init__(self, pool: Members, model: nn.Module | None) -> None:
         super().__init__(pool, model, TILE, CPU)
 
-    def _mix_into_model(self, weights: Mixture) -> None:
+    def _mix_into_model(self, point: Blend) -> None:
         with torch.no_grad():
-            for group, tile, total in self._tiles(weights):
+            for group, tile, total in self._tiles(point):
                 for piece in group.pieces(tile):
                     for target in self.targets[piece.name]:
                         write(target, piece.tensor, total[piece.tile])
 
-    def _all_rows(self, group: Group, mix: Mix) -> Iterator[Tensor]:
+    def _all_rows(self, group: Group, mixing: Mixing) -> Iterator[Tensor]:
         """`_rows` of every tile, the next one being read while one is used."""
         with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as ahead:
             scratch = [self._scratch(group), self._scratch(group)]
 
             def read(tile: int) -> Tensor:
-                return self._fill(scratch[tile % 2], group, tile, mix, readers)
+                return self._fill(scratch[tile % 2], group, tile, mixing, readers)
 
             coming = ahead.submit(read, 0)
             for tile in range(group.num_tiles):
@@ -55,15 +55,20 @@ class StreamingAverage(Average):
                     coming = ahead.submit(read, tile + 1)
                 yield rows
 
-    def _rows(self, group: Group, tile: int, mix: Mix) -> Tensor:
+    def _rows(self, group: Group, tile: int, mixing: Mixing) -> Tensor:
         with ThreadPoolExecutor(READERS) as readers:
-            return self._fill(self._scratch(group), group, tile, mix, readers)
+            return self._fill(self._scratch(group), group, tile, mixing, readers)
 
     def _scratch(self, group: Group) -> Tensor:
         return torch.zeros(self._k, group.tile, dtype=group.dtype)
 
     def _fill(
-        self, scratch: Tensor, group: Group, tile: int, mix: Mix, readers: ThreadPoolExecutor
+        self,
+        scratch: Tensor,
+        group: Group,
+        tile: int,
+        mixing: Mixing,
+        readers: ThreadPoolExecutor,
     ) -> Tensor:
         columns = group.columns(tile)
         rows = scratch[:, : columns.stop - columns.start]
@@ -71,8 +76,9 @@ class StreamingAverage(Average):
 
         def read(i: int) -> None:
             for piece in pieces:
-                self.pool.read_part(i, piece.name, piece.tensor, rows[i, piece.tile])
+                if mixing.takes(i, piece.name):
+                    self.pool.read_part(i, piece.name, piece.tensor, rows[i, piece.tile])
 
-        for _ in readers.map(read, mix.members()):
+        for _ in readers.map(read, mixing.members()):
             pass
         return rows

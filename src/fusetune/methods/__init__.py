@@ -15,7 +15,7 @@ from fusetune.optimization import RIVALS
 if TYPE_CHECKING:
     from fusetune.methods.method import FusionMethod
 
-_NOT_METHODS = {"choices", "descent", "method", "origin", "search"}
+_NOT_METHODS = {"choices", "descent", "method", "origin", "search", "steps"}
 
 SAMPLERS = ("mobo", "bo", *RIVALS)
 """Methods that search over w, each with a study of its own."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
+from fusetune.evaluation.smooth import Smooth
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import weights_of
@@ -20,17 +19,6 @@ from fusetune.objective import Objective, to_maximise
 from fusetune.optimization import selection
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.pareto import Values
-
-
-@runtime_checkable
-class Smooth(Protocol):
-    """A task whose primary metric has a smoothed form."""
-
-    def smooth(
-        self, predictions: NDArray[np.float32], labels: NDArray[Any]
-    ) -> NDArray[np.float64] | None:
-        """Of B models' predictions, `B x n x c`; natural sign; None if there is none."""
-        ...
 
 
 def with_choices(
@@ -52,9 +40,9 @@ def with_choices(
         evaluator: f(w), for the consensus; what the search evaluated is in its store.
         constraint: Checked against the evaluator's objectives.
     """
-    seen = _Evaluated.of(trials, evaluator)
+    seen = Evaluated.of(trials, evaluator)
     notes: list[str] = []
-    choices = {"consensus": _consensus(result, seen, evaluator)}
+    choices = {"consensus": consensus(result, seen, evaluator)}
     started = time.perf_counter()
     try:
         row = selection.posterior(seen.W, seen.Y, evaluator.objectives)
@@ -76,8 +64,15 @@ def with_choices(
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluated:
-    """The n complete trials of a search."""
+class Evaluated:
+    """The n complete trials of a search.
+
+    Attributes:
+        trials: In their order.
+        values: Of each, natural sign.
+        W: `n x k`.
+        Y: `n x m`, to be maximised.
+    """
 
     trials: Sequence[FrozenTrial]
     values: Sequence[Mapping[str, float]]
@@ -85,7 +80,8 @@ class _Evaluated:
     Y: Values
 
     @classmethod
-    def of(cls, trials: Sequence[FrozenTrial], evaluator: Evaluator) -> _Evaluated:
+    def of(cls, trials: Sequence[FrozenTrial], evaluator: Evaluator) -> Evaluated:
+        """Those of a study's trials that are complete."""
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         names = [o.name for o in evaluator.objectives]
         values = [dict(zip(names, t.values, strict=True)) for t in complete]
@@ -104,7 +100,7 @@ class _Evaluated:
         )
 
 
-def _smoothed(seen: _Evaluated, evaluator: Evaluator) -> Values | None:
+def _smoothed(seen: Evaluated, evaluator: Evaluator) -> Values | None:
     """The smoothed primary metric of each w, to be maximised; None where there is none."""
     score = evaluator.score
     if not isinstance(score, Scorer) or not isinstance(score.task, Smooth):
@@ -120,8 +116,14 @@ def _smoothed(seen: _Evaluated, evaluator: Evaluator) -> Values | None:
     return np.array(found, dtype=np.float64)
 
 
-def _consensus(result: FusionResult, seen: _Evaluated, evaluator: Evaluator) -> FusionResult:
-    """The consensus; where it is worse than the best member, on the way to the anchor."""
+def consensus(result: FusionResult, seen: Evaluated, evaluator: Evaluator) -> FusionResult:
+    """The consensus; where it is worse than the best member, on the way to the anchor.
+
+    Args:
+        result: Of the search; its cost is part of the choice's.
+        seen: What it evaluated.
+        evaluator: f(w), for what has not been evaluated yet.
+    """
     smooth = _smoothed(seen, evaluator)
     average = selection.consensus(seen.W, seen.Y, evaluator.objectives, smooth)
     anchor = selection.anchor(seen.W, seen.Y, evaluator.objectives, smooth)
@@ -148,7 +150,7 @@ def _consensus(result: FusionResult, seen: _Evaluated, evaluator: Evaluator) -> 
     )
 
 
-def _unmet(seen: _Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:
+def _unmet(seen: Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:
     bounds = ", ".join(map(str, constraint.bounds))
     named = [b.name for b in constraint.bounds]
     shown = dict.fromkeys([*named, constraint.goal])

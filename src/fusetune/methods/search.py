@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -88,7 +87,7 @@ def search(
         trials=budget,
         objectives=evaluator.objectives,
     )
-    return _result(study, evaluator)
+    return result_of(study.get_trials(deepcopy=False), evaluator, study.study_name)
 
 
 class _Evaluate:
@@ -184,10 +183,20 @@ def rival(name: str) -> FusionMethod:
     return method
 
 
-def _result(study: optuna.Study, evaluator: Evaluator) -> FusionResult:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def result_of(trials: Sequence[FrozenTrial], evaluator: Evaluator, study: str) -> FusionResult:
+    """The best of a search's trials by the primary metric, with the front and the cost.
+
+    Args:
+        trials: Of one study, or the first ones of it.
+        evaluator: Names the objectives.
+        study: Its name, for the message.
+
+    Raises:
+        NoResultError: If none of them is complete.
+    """
+    trials = [t for t in trials if t.state == TrialState.COMPLETE]
     if not trials:
-        raise NoResultError(f"No trial of study {study.study_name!r} led to a value.")
+        raise NoResultError(f"No trial of study {study!r} led to a value.")
     names = [o.name for o in evaluator.objectives]
     values = [dict(zip(names, t.values, strict=True)) for t in trials]
     maximised = to_maximise(values, evaluator.objectives)

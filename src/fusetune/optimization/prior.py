@@ -89,14 +89,15 @@ class Prior:
         predicted, observed = predicted[finite], Y[rows][finite]
         if len(predicted) < LEAST_POINTS:
             return [1.0] * len(objectives)
-        return [_spearman(p, y) for p, y in zip(predicted.T, observed.T, strict=True)]
+        return [spearman(p, y) for p, y in zip(predicted.T, observed.T, strict=True)]
 
 
 MakePrior = Callable[[tuple[int, ...]], Prior]
 """Indices of the members that were evaluated without failing, one or more → the prior."""
 
 
-def _spearman(predicted: Points, observed: Points) -> float:
+def spearman(predicted: Points, observed: Points) -> float:
+    """Rank correlation; 1 if all that was observed is equal, 0 if all that was predicted is."""
     if np.ptp(observed) == 0.0:
         return 1.0
     if np.ptp(predicted) == 0.0:

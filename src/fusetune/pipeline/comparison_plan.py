@@ -33,6 +33,7 @@ TABLE = (
     "model_stock",
     "bo",
     "mobo",
+    "layers",
     "bilevel",
     "bomf",
     "oracle",

@@ -159,6 +159,7 @@ class Context:
         fuse = self.recipe.fuse
         options: dict[str, dict[str, Any]] = {
             "mobo": {"prior": fuse.prior},
+            "layers": {"prior": fuse.prior},
             "oracle": {"evaluations": fuse.oracle_evaluations},
         }
         return options.get(name, {})

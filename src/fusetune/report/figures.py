@@ -1,4 +1,5 @@
-"""Figures of the fusion: intervals by method, progress over evaluations, weights.
+"""Figures of the fusion: intervals by method, progress over evaluations, weights by member
+and by group of layers.
 
 Every function takes a `RunRecord` and returns a Plotly figure, or None where the record has
 nothing to draw. Figures have a height and no width: they fill the page, and
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from fusetune.report.content import RunRecord, best_so_far, point
-from fusetune.report.palette import BLUE, CHOSEN, INK, POINT, dressed, safe
+from fusetune.report.palette import BLUE, CHOSEN, INK, PAPER, POINT, dressed, safe
 from fusetune.report.wording import interval, metric_label, number
 
 SPLITS = ("validation", "test")
@@ -170,3 +171,48 @@ def weights(record: RunRecord) -> go.Figure | None:
         bargap=0.25,
         margin={"l": 64, "r": 20, "t": 40, "b": 56},
     )
+
+
+def layers(record: RunRecord) -> go.Figure | None:
+    """Group of layers × member for each method with a w per group: the weight as colour."""
+    rows = {m: e["layers"] for m, e in record.methods.items() if e.get("layers")}
+    if not rows or len(record.members) < 2:
+        return None
+    labels = [safe(label) for label in record.member_labels]
+    titles = [f"{safe(m)} (chosen)" if m == record.chosen else safe(m) for m in rows]
+    height = 90 + sum(40 + 26 * len(groups) for groups in rows.values())
+    figure = make_subplots(
+        rows=len(rows),
+        cols=1,
+        shared_xaxes=True,
+        subplot_titles=titles,
+        vertical_spacing=44 / height,
+    )
+    top = max(w for groups in rows.values() for group in groups for w in group["weights"])
+    for row, groups in enumerate(rows.values(), 1):
+        figure.add_heatmap(
+            x=labels,
+            y=[safe(group["group"]) for group in groups],
+            z=[list(group["weights"]) for group in groups],
+            zmin=0.0,
+            zmax=top,
+            colorscale=[[0.0, PAPER], [1.0, BLUE]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            texttemplate="" if len(labels) > 24 else "%{z:.2f}",
+            textfont={"size": 11},
+            hovertemplate="%{y}, %{x}: %{z:.4f}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK}, yshift=8)
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(
+        title_text="member (training step)" if record.by_step else "member",
+        row=len(rows),
+        col=1,
+    )
+    margin = {"l": 64, "r": 20, "t": 40, "b": 56}
+    return dressed(figure, height, showlegend=False, margin=margin)

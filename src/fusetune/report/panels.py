@@ -40,7 +40,10 @@ def panels(record: RunRecord) -> dict[str, tuple[Panel, ...]]:
         "intervals": _intervals(record),
         "front": _fronts(record),
         "progress": _single("progress", figures.progress(record), _progress_words(record)),
-        "weights": _single("weights", figures.weights(record), _weights_words(record)),
+        "weights": (
+            *_single("weights", figures.weights(record), _weights_words(record)),
+            *_single("layers", figures.layers(record), _layers_words(record)),
+        ),
         "trajectory": _single(
             "trajectory", history.trajectory(record), _trajectory_words(record)
         ),
@@ -114,6 +117,15 @@ def _weights_words(record: RunRecord) -> str:
     if len(weights) == len(record.members):
         listed = "; ".join(heaviest(weights, record.member_names))
         words += f" {record.chosen}: {listed}."
+    return words
+
+
+def _layers_words(record: RunRecord) -> str:
+    words = "Heat maps of the weight that each group of layers gives to each member."
+    for method, entry in record.methods.items():
+        for group in entry.get("layers") or ():
+            listed = "; ".join(heaviest(group["weights"], record.member_names, most=3))
+            words += f" {method}, {group['group']}: {listed}."
     return words
 
 
