@@ -20,6 +20,7 @@ import yaml
 
 from fusetune.errors import RecipeError, StageError
 from fusetune.members.adapter import AdapterMember
+from fusetune.members.layers import LayerWeights
 from fusetune.members.member import Member, Members
 from fusetune.members.points import OwnModel, Point
 from fusetune.members.weights import TOLERANCE, FusionWeights
@@ -45,7 +46,7 @@ def to_yaml(pool: Members, point: Point, extra: Mapping[str, Any] | None = None)
         StageError: If the model is no combination of the members, or an adapter does not
             say what its base is.
     """
-    if isinstance(point, OwnModel):
+    if isinstance(point, OwnModel | LayerWeights):
         raise StageError(
             "The model is no weighted average of the members, and mergekit's linear makes "
             "nothing else.",
