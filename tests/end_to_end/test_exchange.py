@@ -161,8 +161,9 @@ def test_studies_go_to_a_storage_and_begin_a_search(
     assert [t.values for t in copied.trials] == [t.values for t in original.trials]
     assert copied.trials[3].user_attrs == original.trials[3].user_attrs
     assert copied.metric_names == original.metric_names
-    with pytest.raises(RunError, match="has tiny/fuse already"):
-        copy_to(finished.path, place, DISPLAY)
+    copy_to(finished.path, place, DISPLAY)  # again: nothing is doubled
+    again = optuna.load_study(study_name="tiny/fuse", storage=open_existing(place))
+    assert len(again.trials) == len(original.trials)
 
     # As `Trainer.hyperparameter_search` leaves it behind.
     other = optuna.create_study(

@@ -1,8 +1,8 @@
-"""Studies of elsewhere: the best trials of one to begin with, and copies into a storage."""
+"""Studies of elsewhere: the best trials of one, to begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -71,35 +71,6 @@ def best_parameters(
             "Widen search.space, or leave search.start out.",
         )
     return found[:count], outside
-
-
-def copy_studies(
-    names: Sequence[tuple[str, str]], source: BaseStorage, target: BaseStorage
-) -> None:
-    """Copy studies with all trials and attributes.
-
-    Args:
-        names: Name in the source, and in the target, of each.
-        source: Where they are.
-        target: Where they are to be.
-
-    Raises:
-        RunError: If the target has a study of such a name; nothing is copied then.
-    """
-    with storing(), quiet():
-        there = set(optuna.get_all_study_names(target))
-        if taken := [new for _, new in names if new in there]:
-            raise RunError(
-                f"The storage has {', '.join(taken)} already.",
-                "Give another storage, or delete them with `optuna delete-study`.",
-            )
-        for old, new in names:
-            optuna.copy_study(
-                from_study_name=old,
-                from_storage=source,
-                to_storage=target,
-                to_study_name=new,
-            )
 
 
 def _find(storage: BaseStorage, name: str | None) -> Study:

@@ -10,8 +10,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from fusetune.errors import RunError
+from fusetune.optimization.copying import copy_studies
 from fusetune.optimization.storage import open_existing, open_storage, quiet, storing
-from fusetune.optimization.studies import copy_studies
 from fusetune.pipeline.display import Display
 from fusetune.recipe_file import load
 from fusetune.run import RunFolder
@@ -83,10 +83,10 @@ def copy_to(path: Path, target: str, display: Display) -> None:
         display: Where to say what was done.
 
     Raises:
-        RunError: If the storage cannot be opened, or has studies of these names.
+        RunError: If the storage cannot be opened, or has other studies of these names.
     """
     storage, _ = storage_of(path)
     run = path.resolve().name
-    names = [(row.stored_as, f"{run}/{row.name}") for row in listed(path)]
-    copy_studies(names, storage, open_storage(target))
-    display.say(f"Copied {', '.join(new for _, new in names)}.")
+    names = {row.stored_as: f"{run}/{row.name}" for row in listed(path)}
+    found = copy_studies(storage, open_storage(target), names.get)
+    display.say(f"Copied {', '.join(found)}.")
