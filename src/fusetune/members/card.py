@@ -79,7 +79,7 @@ def model_card(
     results = _eval_results(finite, dataset, pipeline_tag)
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
-        model_name=name if results else None,
+        model_name=_plain(name) if results else None,
         base_model=base_model if base_model and _on_hub(base_model) else None,
         datasets=dataset if dataset and _on_hub(dataset) else None,
         pipeline_tag=pipeline_tag,
@@ -138,9 +138,14 @@ def _environment() -> Environment:
     return environment
 
 
+def _plain(text: str) -> str:
+    """Text on one line without HTML, control characters and secrets."""
+    return html.escape(shown(" ".join(str(text).split())), quote=False)
+
+
 def _line(text: str) -> str:
     """Text on one line that starts no markup of its own."""
-    flat = html.escape(shown(" ".join(str(text).split())), quote=False)
+    flat = _plain(text)
     return re.sub(r"([\\`*\[\]])", r"\\\1", flat)
 
 
@@ -163,7 +168,7 @@ def _eval_results(
         EvalResult(
             task_type=pipeline_tag,
             dataset_type=slug or "data",
-            dataset_name=dataset,
+            dataset_name=_plain(dataset),
             dataset_split=split,
             metric_type=metric,
             metric_name=metric,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from fusetune.errors import RunError
 from fusetune.optimization.storage import quiet, storing
@@ -47,7 +48,7 @@ def copy_studies(
                         "Copy into an empty storage, or delete that study with "
                         "`optuna delete-study`.",
                     )
-                if len(other.trials) == len(study.trials):
+                if _content(other) == _content(study):
                     found[new] = len(other.trials)
                     continue
                 optuna.delete_study(study_name=new, storage=target)
@@ -59,10 +60,13 @@ def copy_studies(
 
 
 def _begins(whole: Study, part: Study) -> bool:
-    """Whether the trials of one study are the first ones of the other."""
+    """Whether one study is what the other was before: its finished trials are the same."""
+    earlier, later = _content(part), _content(whole)
+    return len(earlier) <= len(later) and all(
+        now == then or not then[1].is_finished()
+        for then, now in zip(earlier, later, strict=False)
+    )
 
-    def content(study: Study) -> list[object]:
-        return [(t.number, t.state, t.values, t.params) for t in study.trials]
 
-    beginning = content(part)
-    return content(whole)[: len(beginning)] == beginning
+def _content(study: Study) -> list[tuple[int, TrialState, object, object]]:
+    return [(t.number, t.state, t.values, t.params) for t in study.get_trials(deepcopy=False)]
