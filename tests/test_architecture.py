@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fusetune"
 
 # A room may import from its own layer's rooms in order, and from every layer before.
 LAYERS = (
-    ("redaction", "errors", "objective"),
+    ("redaction", "errors", "objective", "recipe_yaml"),
     ("tasks", "models", "members"),
     ("evaluation", "executors"),
     ("training", "optimization"),
@@ -23,7 +23,6 @@ LAYERS = (
     ("recipe_sections",),
     ("recipe_stages",),
     ("recipe",),
-    ("recipe_yaml",),
     ("recipe_file",),
     ("run",),
     ("pipeline",),

@@ -26,7 +26,8 @@ def blocks(page: str, language: str) -> list[str]:
 RECIPES = [
     pytest.param(block, id=f"{page.stem}-{i}")
     for page in sorted(DOCS.glob("*.md"))
-    for i, block in enumerate(b for b in blocks(page.name, "yaml") if b.startswith("task:"))
+    for i, block in enumerate(blocks(page.name, "yaml"))
+    if block.startswith("task:") and "\nmodel:" in block  # a whole one
 ]
 
 

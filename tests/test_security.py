@@ -19,6 +19,7 @@ NEVER = {
     "cloudpickle.load", "shelve.open", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
     "pandas.read_pickle", "pd.read_pickle", "jinja2.Template", "Template", "tempfile.mktemp",
 }  # fmt: skip
+ERRORS = {"PicklingError", "UnpicklingError"}
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "telnetlib"}
 
 
@@ -42,7 +43,7 @@ def problems(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] in MODULES)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
-            yield str(node.module)
+            yield from (a.name for a in node.names if a.name not in ERRORS)
         elif isinstance(node, ast.Call):
             name = dotted(node.func)
             if name in NEVER:

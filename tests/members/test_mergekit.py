@@ -63,7 +63,7 @@ def entries(*weights: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("models: [", "cannot be read"),
+        ("models: [", "is not valid YAML"),
         ("[1, 2]", "no recipe of mergekit"),
         ({"merge_method": "slerp", "models": entries(1, 1)}, "merge_method: slerp"),
         ({"merge_method": "linear", "slices": []}, "no list of models"),

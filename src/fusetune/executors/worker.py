@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +80,7 @@ class Relay:
 def portable(error: Exception) -> Exception:
     """The error itself where it survives a journey between processes, else its text."""
     try:
-        pickle.loads(pickle.dumps(error))  # of this process's own making
+        copy.deepcopy(error)  # by the same protocol as the journey
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

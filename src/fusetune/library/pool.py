@@ -93,7 +93,7 @@ def _tensors(
             "Give base_member as a module, as it was before the training.",
         )
     kind = getattr(transformers, names[0])
-    config = transformers.AutoConfig.from_pretrained(first.loadable)
+    config = transformers.AutoConfig.from_pretrained(first.loadable, trust_remote_code=False)
     drawn: set[str] = set()
 
     def make(path: str, **options: object) -> nn.Module:

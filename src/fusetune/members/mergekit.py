@@ -24,6 +24,7 @@ from fusetune.members.layers import LayerWeights
 from fusetune.members.member import Member, Members
 from fusetune.members.points import OwnModel, Point
 from fusetune.members.weights import TOLERANCE, FusionWeights
+from fusetune.recipe_yaml import read_text, read_yaml
 
 METHOD = "linear"
 EXTRA = "fusetune"
@@ -164,10 +165,9 @@ class LinearMerge:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise RecipeError(f"{file} cannot be read: {line}.") from error
+        content = read_yaml(read_text(file), str(file))
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{file} is no recipe of mergekit.", f"Give {IN_WORDS}.")
     return content

@@ -6,12 +6,12 @@ a pickle that names another class or function is refused before anything of it i
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def _load(file: Path) -> Any:
     mapped = zipfile.is_zipfile(file)  # older makes of torch.save have to be read as a whole
     try:
         return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise _refused(file, str(error)) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from fusetune.errors import RunError, StorageError
 from fusetune.members.disk import is_disk_full
 from fusetune.optimization.journal import Watching, existing_journal, open_journal
+from fusetune.redaction import without_secrets
 
 PASSWORD = "FUSETUNE_STORAGE_PASSWORD"
 """Environment variable: the password of a storage whose URL has none."""
@@ -90,7 +91,7 @@ def database(storage: BaseStorage) -> RDBStorage:
 def without_password(url: str) -> str:
     """The URL as it may be stored and shown; of one that cannot be read, the beginning."""
     try:
-        found = make_url(url)
+        found = make_url(without_secrets(url))
     except (ArgumentError, ValueError):
         return f"{url.partition('://')[0]}://…"
     query = {k: v for k, v in found.query.items() if "pass" not in k.lower()}
