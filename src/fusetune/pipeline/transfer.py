@@ -34,6 +34,7 @@ from fusetune.recipe import Recipe
 from fusetune.recipe_stages import FuseSection, SearchSection
 from fusetune.report.page import write
 from fusetune.report.transfer import Trained, agreement, misleads, page, sentence, to_json
+from fusetune.report.wording import passes
 from fusetune.run import RunFolder
 
 TRIALS = 8
@@ -136,7 +137,7 @@ def _full(context: Context) -> Context:
 def _plan(recipe: Recipe, trials: int) -> str:
     train = recipe.train
     return (
-        f"transfer: {trials} λ, each trained for {train.epochs:g} epochs in the light and in "
+        f"transfer: {trials} λ, each trained for {passes(train.epochs)} in the light and in "
         f"the full variant, {2 * trials} trainings; the {train.members} members of each full "
         f"one are fused with {recipe.fuse.evaluations} evaluations"
     )
@@ -244,7 +245,7 @@ def _write(
         facts=(
             context.source.label,
             f"{len(rows)} λ",
-            f"{settings.train.epochs:g} epochs",
+            passes(settings.train.epochs),
             f"seed {recipe.seed}",
         ),
         version=content["fusetune"],

@@ -103,6 +103,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
+def passes(epochs: float) -> str:
+    """ "1 epoch", "0.5 epochs"."""
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
 def setting(value: object) -> str:
     """A hyper-parameter's value, short: 3.1623e-05 → "3.16e-05"."""
     if isinstance(value, float) and math.isfinite(value):
