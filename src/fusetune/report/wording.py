@@ -104,7 +104,7 @@ def duration(seconds: float | None) -> str:
 
 
 def passes(epochs: float) -> str:
-    """ "1 epoch", "0.5 epochs"."""
+    """An amount of training: 1 epoch, 0.5 epochs."""
     return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
 
 
