@@ -16,11 +16,14 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from fusetune.errors import RunError, StageError
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS
 from fusetune.optimization import claims
+from fusetune.optimization import storage as storage_module
 from fusetune.optimization.copying import copy_studies
 from fusetune.optimization.recording import Proposal, RecordingSampler
 from fusetune.optimization.storage import PASSWORD, open_storage
@@ -30,7 +33,7 @@ DRIVER = """
 import sys, time
 sys.path.insert(0, {here!r})
 from test_claims import run
-run({url!r}, trials={trials}, seconds=0.1, stop_at={stop})
+run({url!r}, trials={trials}, seconds=0.1, stop_at={stop_at})
 """
 
 
@@ -58,7 +61,9 @@ def run(url, *, trials, seconds=0.0, stop_at=-1, identity="same", silence=3):
 
 
 def drivers(url, count, **options) -> list[subprocess.Popen]:
-    script = DRIVER.format(here=str(Path(__file__).parent), url=url, **{"stop": -1, **options})
+    script = DRIVER.format(
+        here=str(Path(__file__).parent), url=url, **{"stop_at": -1, **options}
+    )
     return [subprocess.Popen([sys.executable, "-c", script]) for _ in range(count)]
 
 
@@ -118,6 +123,12 @@ def new_database(base: str, name: str) -> str:
     return f"{base}/{name}"
 
 
+def heartbeats(url: str) -> int:
+    """Trials that ever had one: a trial without belongs to anybody, at once."""
+    with claims.database(open_storage(url)).engine.connect() as connection:
+        return connection.execute(text("SELECT count(*) FROM trial_heartbeats")).scalar_one()
+
+
 def test_drivers_side_by_side_do_each_trial_once(url: str) -> None:
     others = drivers(url, 2, trials=12)
     study = run(url, trials=12, seconds=0.1)
@@ -129,15 +140,34 @@ def test_drivers_side_by_side_do_each_trial_once(url: str) -> None:
     assert len({t.user_attrs["process"] for t in trials}) >= 2
 
 
+def test_tables_that_another_driver_makes_meanwhile_are_taken(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers that start together find an empty database; all but one fail at its tables."""
+    run(url, trials=1)
+    refusals = [
+        IntegrityError("INSERT INTO version", {}, Exception("UNIQUE constraint failed")),
+        OperationalError("CREATE TABLE", {}, Exception("table studies already exists")),
+    ]
+
+    class Late(optuna.storages.RDBStorage):
+        def __init__(self, *args, **settings):
+            if refusals:
+                raise refusals.pop()
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr(storage_module, "RDBStorage", Late)
+    assert run(url, trials=2).trials[1].value == 1.5
+    refusals.append(OperationalError("SELECT", {}, Exception("disk I/O error")))
+    with pytest.raises(RunError, match="disk I/O error"):
+        run(url, trials=2)
+
+
 def test_the_trial_of_a_driver_that_was_killed_is_taken_over(url: str) -> None:
     run(url, trials=2)
     (other,) = drivers(url, 1, trials=4, stop_at=2)
-    storage = open_storage(url)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        study = optuna.load_study(study_name="team/search", storage=storage)
-        if len(study.trials) == 3:
-            break
+    while heartbeats(url) < 3 and time.monotonic() < deadline:  # its own, not only its trial
         time.sleep(0.1)
     began = time.monotonic()
     os.kill(other.pid, signal.SIGKILL)

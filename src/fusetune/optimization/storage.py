@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
 from fusetune.errors import RunError, StorageError
 from fusetune.members.disk import is_disk_full
@@ -53,13 +54,7 @@ def open_storage(
     shown = without_password(text)
     try:
         url = _connection(text)
-        with quiet():
-            return RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs=_engine(url),
-                heartbeat_interval=beat if heartbeats else None,
-                grace_period=silence if heartbeats else None,
-            )
+        return _open_database(url, (beat, silence) if heartbeats else (None, None))
     except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
         reason = _first_line(error).replace(text, shown)
         missing = isinstance(error, ImportError) and "psycopg" in reason
@@ -71,6 +66,30 @@ def open_storage(
             "lets the user create tables. Run folders keep no password: give it in the "
             f"environment ({PASSWORD}, PGPASSWORD), in ~/.pgpass, or with storage=URL again.",
         ) from None  # a traceback could show the URL
+
+
+def _open_database(
+    url: sqlalchemy.URL, heart: tuple[int | None, int | None], tries: int = 10
+) -> RDBStorage:
+    """Open a database, with tables of Optuna's if it has none.
+
+    Drivers that start together all find none, and all but one fail at making them.
+    """
+    while True:
+        try:
+            with quiet():
+                return RDBStorage(
+                    url.render_as_string(hide_password=False),
+                    engine_kwargs=_engine(url),
+                    heartbeat_interval=heart[0],
+                    grace_period=heart[1],
+                )
+        except DBAPIError as error:
+            made_meanwhile = isinstance(error, IntegrityError) or "already exists" in str(error)
+            tries -= 1
+            if not made_meanwhile or tries == 0:
+                raise
+            time.sleep(0.2)
 
 
 def database(storage: BaseStorage) -> RDBStorage:
