@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from benchmarks import usual
 from benchmarks.suggest import Mixtures
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.mobo import ensemble_prior
 from fusetune.objective import LOSS, Objective, to_maximise
@@ -80,16 +82,17 @@ def landscape(path: Path | None) -> Problem:
     return Problem(len(mixtures.margins), objectives, evaluate, None, None)
 
 
-def problem_of(path: Path | None) -> Problem:
+def problem_of(path: Path | None, last: int) -> Problem:
     """What a path on the command line stands for."""
-    return landscape(path) if path is None or path.suffix == ".npz" else members(path)
+    return landscape(path) if path is None or path.suffix == ".npz" else members(path, last)
 
 
-def members(path: Path) -> Problem:
-    """The members of a run, on its validation split; nothing is taken from its store."""
+def members(path: Path, last: int) -> Problem:
+    """The last members of a run (0: all), on its validation split; its store is not used."""
     folder = RunFolder(path)
-    context = Context(load(folder.recipe_file), folder, Display())
-    bench = Workbench(open_members(context).pool, context, None)
+    context = Context(load(folder.recipe_file), folder, Display(quiet=True))
+    pool = open_members(context).pool
+    bench = Workbench(MemberPool(pool.members[-last:], context.base), context, None)
     evaluator = bench.evaluator("validation")
 
     def evaluate(w: Array) -> tuple[Array, float]:
@@ -166,11 +169,11 @@ def ours(
     return len(values), suggesting, evaluating
 
 
-def measure(paths: list[Path | None], seeds: int) -> dict[str, float]:
+def measure(paths: list[Path | None], seeds: int, last: int) -> dict[str, float]:
     """Geometric means over all problems and seeds."""
     rows: dict[str, list[float]] = {}
     for path in paths:
-        problem = problem_of(path)
+        problem = problem_of(path, last)
         corners = np.array([problem.evaluate(w)[0] for w in simplex.one_hot(problem.k)])
         reference, _ = pareto.reference_point(corners)
         for seed in range(seeds):
@@ -184,6 +187,7 @@ def measure(paths: list[Path | None], seeds: int) -> dict[str, float]:
             if problem.published_seconds is not None:
                 slow = suggest + 6 * problem.k * problem.published_seconds
                 found["time_ratio_published"] = slow / total
+            print(path or "random", seed, json.dumps(found), file=sys.stderr, flush=True)
             for name, value in found.items():
                 rows.setdefault(name, []).append(value)
     return {name: float(np.exp(np.mean(np.log(v)))) for name, v in rows.items()}
@@ -193,9 +197,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", type=Path, nargs="*", help="run folders or .npz files")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--members", type=int, default=0, help="the last so many of a run")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.paths or [None], arguments.seeds)
+    found = measure(arguments.paths or [None], arguments.seeds, arguments.members)
     if arguments.json:
         print(json.dumps(found))
     else:
