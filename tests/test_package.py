@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGE = ("lightning", "lm_eval", "mlflow", "psycopg", "ray", "tensorboard", "trl", "setfit")
+"""Packages that `make setup` does not install, and tests skip without."""
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,16 @@ def test_public_names_exist() -> None:
         assert getattr(fusetune, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fusetune.nothing
+
+
+def test_what_needs_large_packages_is_tried_with_them() -> None:
+    script = (ROOT / ".ci/extras").read_text(encoding="utf-8")
+    listed = re.findall(r"^    (tests/\S+\.py)$", script, flags=re.MULTILINE)
+    needs = re.compile(
+        rf"""importorskip\((?:package|["'](?:{"|".join(LARGE)})["'])|environ.get\("MERGEKIT_YAML"""
+    )
+    assert listed == sorted(
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if needs.search(file.read_text(encoding="utf-8"))
+    )

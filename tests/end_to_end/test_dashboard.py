@@ -114,6 +114,41 @@ def test_trainings_and_trials_are_in_tensorboard(
     assert folder.changes(parse(tiny_recipe, settings)) == {}
 
 
+def test_trainings_and_trials_are_in_mlflow(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
+    mlflow.set_tracking_uri(address)
+    settings = [
+        "search.trials=2",
+        "train.epochs=1",
+        "train.members=3",
+        "train.arguments={learning_rate: 1.0e-3, report_to: mlflow}",
+        "fuse.evaluations=5",
+    ]
+    folder = run(parse(tiny_recipe, settings), tmp_path / "run")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tiny")
+    runs = {
+        found.info.run_name: found for found in client.search_runs([experiment.experiment_id])
+    }
+    assert sorted(runs) == ["run/fuse-mobo", "run/train", "run/trial-0000", "run/trial-0001"]
+    assert {found.info.status for found in runs.values()} == {"FINISHED"}
+    assert "loss" in runs["run/train"].data.metrics
+    study = optuna.load_study(study_name="fuse", storage=open_existing(folder.journal))
+    fused = runs["run/fuse-mobo"].info.run_id
+    found = client.get_metric_history(fused, "eval_fuse/mobo/accuracy")
+    assert [m.value for m in found] == pytest.approx(
+        [trial.values[1] for trial in study.trials]
+    )
+    member = json.loads((folder.path / "stages/train.json").read_text())["members"][0]
+    assert len(client.get_metric_history(fused, f"eval_weight/mobo/{member}")) == 5
+
+
 def test_without_the_extra(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna_dashboard", None)
     result = CliRunner().invoke(cli, ["dashboard", str(finished.path)])

@@ -155,6 +155,7 @@ def test_every_figure_is_drawn_without_errors(record: Record, tmp_path: Path) ->
         f"--user-data-dir={tmp_path / 'profile'}",
         "--enable-logging=stderr",
         "--virtual-time-budget=8000",
+        "--window-size=1000,20000",  # figures are drawn when they come near
         "--dump-dom",
         (tmp_path / "report.html").as_uri(),
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
     HFValidationError,
@@ -23,6 +23,8 @@ from fusetune.run import RunFolder
 
 CARD = "README.md"
 ADAPTER = "adapter_config.json"
+LINES = 3  # of an answer of the Hub; the reason is not always in the first one
+AGAIN = "Run the same command again: what is there is not sent twice."
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
 
 
@@ -135,17 +137,32 @@ def push(publication: Publication, *, private: bool = False) -> str:
         )
     except OfflineModeIsEnabled as error:
         raise RunError("The Hub cannot be reached: HF_HUB_OFFLINE is set.") from error
-    except (HTTPError, OSError, ValueError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        refused = status in (401, 403)
-        reason = str(error).strip().partition("\n")[0].replace(token, "…")
-        raise RunError(
-            f"The Hub {'refuses' if refused else 'did not take'} {publication.repo}: {reason}",
-            LOGIN
-            if refused
-            else "Run the same command again: what is there is not sent twice.",
-        ) from None  # the error's request has the token
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Without its cause: the error's request has the token.
+        raise _failure(error, publication.repo, token) from None
     return str(url)
+
+
+def _failure(error: Exception, repo: str, token: str) -> RunError:
+    """What went wrong in words of ours, with the Hub's reason and without the token."""
+    told = [error]
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        told.append(error.__cause__)  # an upload of its own: which file, and why
+    lines = []
+    for part in told:
+        text = getattr(part, "server_message", None) or str(part)
+        lines += [line.strip() for line in text.strip().splitlines()[:LINES]]
+    reason = " ".join(filter(None, lines)).replace(token, "…")
+    last = told[-1]
+    status = last.response.status_code if isinstance(last, HfHubHTTPError) else None
+    if status in (401, 403) or isinstance(last, PermissionError):
+        return RunError(f"The Hub refuses {repo}: {reason}", LOGIN)
+    if isinstance(last, HTTPError | ConnectionError) and status is None:
+        return RunError(
+            f"The Hub cannot be reached at {constants.ENDPOINT}: {reason}",
+            f"Look at the network and at HF_ENDPOINT. {AGAIN}",
+        )
+    return RunError(f"The Hub did not take {repo}: {reason}", AGAIN)
 
 
 def _local_base(folder: Path) -> str | None:

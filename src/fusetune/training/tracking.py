@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,41 @@ def write_into(callbacks: Iterable[TrainerCallback], folder: Path) -> None:
             callback.logging_dir = str(folder)  # type: ignore[attr-defined]
 
 
-def end_runs(settings: TrainingArguments) -> None:
-    """End what an integration leaves open, so that the next training is a run of its own."""
-    wandb = sys.modules.get("wandb") if "wandb" in (settings.report_to or ()) else None
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish()
+@contextmanager
+def own_runs(
+    settings: TrainingArguments, callbacks: Iterable[TrainerCallback]
+) -> Iterator[None]:
+    """End what an integration leaves open, so that the next training is a run of its own.
+
+    What was begun inside is ended, as failed if an exception passes. A run of MLflow that was
+    open before, of the program around, stays open.
+
+    Args:
+        settings: Say which integrations there are.
+        callbacks: Those of the training, the integrations' own among them.
+    """
+    before = _mlflow_run(settings)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        wandb = sys.modules.get("wandb") if "wandb" in (settings.report_to or ()) else None
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=int(failed))
+        if _mlflow_run(settings) not in (None, before):
+            sys.modules["mlflow"].end_run("FAILED" if failed else "FINISHED")
+        for callback in callbacks:
+            if hasattr(callback, "_auto_end_run"):
+                # MLflow's ends a run when it is collected as garbage: by then the next one.
+                callback._auto_end_run = False
+
+
+def _mlflow_run(settings: TrainingArguments) -> str | None:
+    """Id of the run that MLflow logs into, if it is asked for and one is open."""
+    mlflow = sys.modules.get("mlflow") if "mlflow" in (settings.report_to or ()) else None
+    active = mlflow.active_run() if mlflow is not None else None
+    return active.info.run_id if active is not None else None
 
 
 class Tracker:
@@ -69,7 +100,10 @@ class Tracker:
         self._callbacks = reporting_callbacks(settings)
         self._state, self._control = TrainerState(), TrainerControl()
         write_into(self._callbacks, folder)
-        self._call("on_train_begin")
+        with ExitStack() as runs:
+            runs.enter_context(own_runs(settings, self._callbacks))
+            self._call("on_train_begin")
+            self._runs = runs.pop_all()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Report numbers of validation, "fuse/loss" as "eval/fuse/loss"."""
@@ -78,8 +112,8 @@ class Tracker:
 
     def close(self) -> None:
         """Nothing more will come."""
-        self._call("on_train_end")
-        end_runs(self._settings)
+        with self._runs:
+            self._call("on_train_end")
 
     def _call(self, event: str, **given: Any) -> None:
         for callback in self._callbacks:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.schedules import SCHEDULES, scheduler
-from fusetune.training.tracking import end_runs, write_into
+from fusetune.training.tracking import own_runs, write_into
 from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
 
 
@@ -111,8 +111,8 @@ def train(
             trainer.remove_callback(callback)
     if logs is not None:
         write_into(trainer.callback_handler.callbacks, logs)
-    trainer.train(resume_from_checkpoint=_resumable(folder))
-    end_runs(settings)
+    with own_runs(settings, trainer.callback_handler.callbacks):
+        trainer.train(resume_from_checkpoint=_resumable(folder))
     steps = trainer.state.global_step
     del trainer
     if device.startswith("cuda"):

@@ -39,10 +39,15 @@
     return item;
   });
 
-  const ring = (element, row) => {
-    if (typeof Plotly === "undefined" || !element.data) return;
+  // The last trace of a figure is the ring around the mixture looked at.
+  const ringed = (element, row) => {
     const [x, y] = picks.planes[element.id].map((name) => row.values[picks.objectives.indexOf(name)]);
-    Plotly.restyle(element, { x: [[x]], y: [[y]] }, [element.data.length - 1]);
+    return { x: [x], y: [y] };
+  };
+  const ring = (element, row) => {
+    if (!element.data) return;  // not drawn yet
+    const { x, y } = ringed(element, row);
+    Plotly.restyle(element, { x: [x], y: [y] }, [element.data.length - 1]);
   };
 
   const show = (place) => {
@@ -73,10 +78,10 @@
     element.on("plotly_click", (event) => { if (placeOf(event)) keep(placeOf(event)); });
   };
   figures.forEach((element) => {
-    // Drawn again for another colour scheme or size: the ring is put back.
-    element.addEventListener("drawn", () => ring(element, picks.rows[kept - 1]));
-    if (element.on) listen(element);
-    else element.addEventListener("drawn", () => listen(element), { once: true });
+    // Drawn for the first time, or again for other colours: with the ring where it belongs.
+    element.addEventListener("draw", ({ detail: traces }) =>
+      Object.assign(traces.at(-1), ringed(element, picks.rows[kept - 1])));
+    element.addEventListener("drawn", () => listen(element), { once: true });
   });
 
   at.addEventListener("input", () => {
