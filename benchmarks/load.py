@@ -43,7 +43,7 @@ from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.recording import SUGGEST_SECONDS, SUGGESTION
 from fusetune.optimization.samplers import FusionSampler, HyperparameterSampler, weight_names
-from fusetune.optimization.storage import open_storage, quiet
+from fusetune.optimization.storage import database, open_storage, quiet
 from fusetune.optimization.study import Finished, Loop
 
 SPACE: Mapping[str, BaseDistribution] = {
@@ -109,8 +109,8 @@ def build(location: str, trials: list[FrozenTrial]) -> float:
         storage = open_storage(location)
         study = optuna.create_study(study_name="search", storage=storage)
         study.set_metric_names([LOSS.name])
-        if isinstance(storage, RDBStorage):
-            insert(storage, study._study_id, trials)
+        if "://" in location:
+            insert(database(storage), study._study_id, trials)
         else:
             study.add_trials(trials)
     return time.perf_counter() - began

@@ -127,3 +127,13 @@ def test_a_task_has_texts_or_a_prompt() -> None:
     recipe = parse(generation, ["task.prompt='{{ a }}'", "task.reference=b"])
     assert recipe.task.inputs == {"prompt": "{{ a }}", "reference": "b"}
     assert parse(recipe.to_yaml()) == recipe
+
+
+def test_a_model_on_several_devices_is_averaged_where_it_lies() -> None:
+    assert parse(MINIMAL).model.device_map is None
+    assert parse(MINIMAL, ["model.device_map=auto"]).model.device_map == "auto"
+    places = parse(MINIMAL, ["model.device_map={bert: 0, classifier: 1}"]).model.device_map
+    assert places == {"bert": 0, "classifier": 1}
+    for wrong in ("averaging=resident", "candidates_per_pass=4", "compile=true"):
+        with pytest.raises(RecipeError, match=f"fuse.{wrong.partition('=')[0]} is for a model"):
+            parse(MINIMAL, ["model.device_map=auto", f"fuse.{wrong}"])

@@ -62,6 +62,7 @@ class Recipe(Section):
             *_argument_problems(self),
             *_objective_problems(self.search.objective),
             *_trajectory_problems(self),
+            *_spread_problems(self),
             *_checkpoint_problems(self),
             *lora_problems(
                 self.model,
@@ -121,6 +122,23 @@ def _objective_problems(objective: str) -> list[str]:
     if objective in known:
         return []
     return [f"search.objective: unknown {objective!r}{closest(objective, known)}"]
+
+
+def _spread_problems(recipe: Recipe) -> list[str]:
+    """What does not go together with layers on several devices."""
+    if recipe.model.device_map is None:
+        return []
+    fuse = recipe.fuse
+    wrong = {
+        "fuse.averaging": fuse.averaging not in ("auto", "streaming"),
+        "fuse.candidates_per_pass": fuse.candidates_per_pass not in ("auto", 1),
+        "fuse.compile": fuse.compile,
+    }
+    return [
+        f"model.device_map: {name} is for a model on one device; leave it out"
+        for name, given in wrong.items()
+        if given
+    ]
 
 
 def _trajectory_problems(recipe: Recipe) -> list[str]:

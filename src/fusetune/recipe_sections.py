@@ -150,6 +150,15 @@ class ModelSection(Section):
         None, ge=8, description="Tokens; the model's limit by default."
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    device_map: (
+        Literal["auto", "balanced", "balanced_low_0", "sequential"]
+        | dict[str, str | int]
+        | None
+    ) = Field(
+        None,
+        description="Of a model too large for one device: on which ones its layers lie, as "
+        "Transformers takes it.",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     allow_pickle: bool = Field(
         False, description="Consent to load .bin/.pt weights (weights_only) if need be."

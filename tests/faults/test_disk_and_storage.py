@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
+import re
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +17,18 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from fusetune.errors import StorageError
 from fusetune.executors.serial import SerialExecutor
 from fusetune.members.disk import full_disk_is_an_error, replaced_folder, write_json
 from fusetune.objective import LOSS
+from fusetune.optimization import patience
 from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
 from fusetune.optimization.study import Finished, Loop, Pruned, open_storage
 
@@ -47,9 +54,12 @@ def evaluate(x: float, number: int, report: Callable[[int, float], bool]) -> Fin
 
 
 def run(
-    location: str | Path, evaluate: Callable[..., Any] = evaluate, trials: int = TRIALS
+    place: str | Path | BaseStorage,
+    evaluate: Callable[..., Any] = evaluate,
+    trials: int = TRIALS,
 ) -> optuna.Study:
-    loop = Loop(open_storage(location), SerialExecutor())
+    opened = place if isinstance(place, BaseStorage) else open_storage(place, patience=0.0)
+    loop = Loop(opened, SerialExecutor())
     return loop.run(
         "s", Halving(), lambda t: t.suggest_float("x", 0, 1), evaluate,
         trials=trials, objectives=(LOSS,), pruner=optuna.pruners.MedianPruner(2),
@@ -109,6 +119,87 @@ def test_every_write_of_a_trial_may_fail(
     assert len(told_by) > TRIALS
     assert all(message in str(error) and "run again" in error.hint.lower() for error in told_by)
     assert told(study) == undisturbed
+
+
+class AwayError(OSError):
+    """What a file system says whose server is away."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO), path)
+
+
+@pytest.mark.parametrize("moment", ["before", "torn", "after", "locked"])
+def test_a_file_system_that_is_away_for_a_while(
+    moment: str,
+    tmp_path: Path,
+    undisturbed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each append fails twice: nothing, half or all of it had got through."""
+    append, tries = JournalFileBackend.append_logs, [0]
+
+    def failing(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        tries[0] += 1
+        if tries[0] % 3 == 0:
+            return append(self, logs)
+        if moment == "torn":
+            with open(self._file_path, "ab") as file:
+                file.write(json.dumps(logs[0]).encode()[:11])
+        if moment in ("after", "locked"):
+            append(self, logs)
+        if moment == "locked":  # as the lock cannot be removed either
+            Path(f"{self._file_path}.lock").touch()
+            try:
+                raise AwayError(self._file_path)
+            except OSError:
+                raise RuntimeError("Error: did not possess lock")  # noqa: B904
+        raise AwayError(self._file_path)
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", failing)
+    monkeypatch.setattr(patience, "SHORTEST", 0.0)
+    journal = tmp_path / "trials.journal"
+    with caplog.at_level(logging.WARNING):
+        assert told(run(open_storage(journal, patience=60.0))) == undisturbed
+    appends = len(journal.read_bytes().splitlines())
+    assert tries[0] == 3 * appends  # each record once
+    said = [m for m in caplog.messages if "does not answer" in m]
+    assert len(said) == appends  # not for each try
+    expected = r"trials\.journal does not answer: .*Input/output.* again for 60 s"
+    assert re.search(expected, said[0])
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("moment", ["before_commit", "after_commit"])
+def test_a_database_that_is_away_for_a_while(
+    moment: str,
+    first: int,
+    tmp_path: Path,
+    undisturbed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every third transaction fails: it is not stored, or is and its answer is lost."""
+    url = f"sqlite:///{tmp_path}/trials.db"
+    storage = open_storage(url, patience=60.0)
+    commits = [0]
+
+    def fail(session: Session) -> None:
+        commits[0] += 1
+        if commits[0] % 3 == first:
+            cause = sqlite3.OperationalError("disk I/O error")
+            cause.sqlite_errorcode = 10
+            raise OperationalError("COMMIT", {}, cause)
+
+    monkeypatch.setattr(patience, "SHORTEST", 0.0)
+    monkeypatch.setattr(optuna.storages._rdb.storage.random, "random", lambda: 0.0)
+    event.listen(Session, moment, fail)
+    try:
+        study = run(storage)
+    finally:
+        event.remove(Session, moment, fail)
+    assert commits[0] > 10 * TRIALS
+    assert told(study) == undisturbed
+    assert told(run(url)) == undisturbed  # as stored, too
 
 
 def test_an_evaluation_that_finds_no_space_is_not_at_fault(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -19,19 +18,21 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from benchmarks import postgresql
 from fusetune.errors import RunError, StageError
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS
 from fusetune.optimization import claims
 from fusetune.optimization import storage as storage_module
 from fusetune.optimization.copying import copy_studies
+from fusetune.optimization.database import PatientDatabase
 from fusetune.optimization.recording import Proposal, RecordingSampler
 from fusetune.optimization.storage import PASSWORD, open_storage
 from fusetune.optimization.study import Finished, Loop
 
 DRIVER = """
-import sys, time
-sys.path.insert(0, {here!r})
+import sys
+sys.path[:0] = [{here!r}, {root!r}]
 from test_claims import run
 run({url!r}, trials={trials}, seconds=0.1, stop_at={stop_at})
 """
@@ -62,65 +63,30 @@ def run(url, *, trials, seconds=0.0, stop_at=-1, identity="same", silence=3):
 
 def drivers(url, count, **options) -> list[subprocess.Popen]:
     script = DRIVER.format(
-        here=str(Path(__file__).parent), url=url, **{"stop_at": -1, **options}
+        here=str(Path(__file__).parent),
+        root=str(Path(__file__).parents[2]),
+        url=url,
+        **{"stop_at": -1, **options},
     )
     return [subprocess.Popen([sys.executable, "-c", script]) for _ in range(count)]
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of our own; its URL without a database."""
+def running() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server of our own."""
     pytest.importorskip("psycopg", reason="needs the extra postgresql")
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = str(programs[-1]) if programs else shutil.which("initdb")
-    if found is None:
-        pytest.skip("PostgreSQL is not installed")
-    if os.getuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL does not run as root, and there is no runuser")
-    home = Path("/tmp") / f"fusetune-postgresql-{os.getpid()}"  # sockets need a short path
-    home.mkdir()
-    as_user: list[str] = []
-    if os.getuid() == 0:
-        shutil.chown(home, "postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    secret = home / "secret"
-    secret.write_text("pa55word")
-    secret.chmod(0o644)
-
-    def call(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd="/")
-
-    control = [str(Path(found).with_name("pg_ctl")), "-D", str(home / "data"), "-w"]
-    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
-    try:
-        call(
-            found, "-D", str(home / "data"), "-U", "owner", "-A", "scram-sha-256",
-            f"--pwfile={secret}", "-N",
-        )  # fmt: skip
-        call(*control, "-l", str(home / "log"), "-o", options, "start")
-        yield f"postgresql://owner:pa55word@127.0.0.1:{port}"
-    finally:
-        subprocess.run([*as_user, *control, "-m", "immediate", "stop"], check=False, cwd="/")
-        shutil.rmtree(home, ignore_errors=True)
+    if why := postgresql.why_not():
+        pytest.skip(why)
+    with postgresql.Server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/trials.db"
-    base = request.getfixturevalue("server")
-    return new_database(base, f"db{abs(hash(tmp_path)) % 10**9}")
-
-
-def new_database(base: str, name: str) -> str:
-    import psycopg
-
-    with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{base}/{name}"
+    running = request.getfixturevalue("running")
+    return running.database(f"db{abs(hash(tmp_path)) % 10**9}")
 
 
 def heartbeats(url: str) -> int:
@@ -150,13 +116,13 @@ def test_tables_that_another_driver_makes_meanwhile_are_taken(
         OperationalError("CREATE TABLE", {}, Exception("table studies already exists")),
     ]
 
-    class Late(optuna.storages.RDBStorage):
+    class Late(PatientDatabase):
         def __init__(self, *args, **settings):
             if refusals:
                 raise refusals.pop()
             super().__init__(*args, **settings)
 
-    monkeypatch.setattr(storage_module, "RDBStorage", Late)
+    monkeypatch.setattr(storage_module, "PatientDatabase", Late)
     assert run(url, trials=2).trials[1].value == 1.5
     refusals.append(OperationalError("SELECT", {}, Exception("disk I/O error")))
     with pytest.raises(RunError, match="disk I/O error"):
@@ -217,11 +183,11 @@ def test_a_journal_cannot_be_shared(tmp_path: Path) -> None:
 
 
 def test_a_password_may_come_from_the_environment(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    running: postgresql.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = server.replace(":pa55word", "")
+    bare = running.url.replace(":pa55word", "")
     monkeypatch.setenv(PASSWORD, "pa55word")
-    assert run(f"{new_database(bare.replace('owner', 'owner:pa55word'), 'bare')}", trials=1)
+    assert run(running.database("bare"), trials=1)
     open_storage(f"{bare}/bare")
     monkeypatch.setenv(PASSWORD, "wr0ng")
     with pytest.raises(RunError, match="password authentication failed") as info:
@@ -229,10 +195,10 @@ def test_a_password_may_come_from_the_environment(
     assert "wr0ng" not in str(info.value)
 
 
-def test_a_user_without_rights_gets_a_clear_error(server: str) -> None:
+def test_a_user_without_rights_gets_a_clear_error(running: postgresql.Server) -> None:
     import psycopg
 
-    url = new_database(server, "guarded")
+    url = running.database("guarded")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
     guest = url.replace("owner:pa55word", "guest:guest")
@@ -269,3 +235,76 @@ def test_studies_move_between_all_storages(url: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another study"):
         copy_studies(back, journal, lambda name: "team/search")
     assert copy_studies(back, journal, lambda name: None) == {}
+
+
+def history(study: optuna.Study) -> list[tuple[object, ...]]:
+    return [(t.number, t.state, t.values, t.params) for t in study.get_trials()]
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("fast", None), ("immediate", "same")])
+def test_a_server_that_is_restarted_in_mid_run(
+    running: postgresql.Server, mode: str, shared: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is away before a suggestion, during an evaluation and when a trial is told."""
+
+    def go(name: str, disturb: Callable[[int], None]) -> optuna.Study:
+        def evaluate(x, number, report):
+            disturb(number)
+            return Finished({"loss": x}, {"n": number})
+
+        url = running.database(f"{name}_{mode}_{shared or 'alone'}".lower())
+        storage = open_storage(url, heartbeats=shared is not None, beat=1, silence=3)
+        loop = Loop(storage, SerialExecutor(), shared=shared)
+        return loop.run(
+            "search", Numbered(), lambda trial: trial.suggest_float("x", 0, 100), evaluate,
+            trials=6, objectives=[LOSS],
+        )  # fmt: skip
+
+    again: list[threading.Timer] = []
+
+    def restart(number: int) -> None:
+        if number == 2:
+            running.stop(mode)
+            again.append(threading.Timer(1.5, running.start))
+            again[0].start()
+
+    undisturbed = go("whole", lambda number: None)
+    try:
+        cut = go("cut", restart)
+    finally:
+        again[0].join()
+    assert history(cut) == history(undisturbed)
+    assert [t.user_attrs["n"] for t in cut.trials] == list(range(6))
+    said = [m for m in caplog.messages if "does not answer" in m]
+    assert len(said) == 1
+    assert "pa55word" not in " ".join(caplog.messages)
+
+
+def test_a_lock_that_is_lost_is_taken_again(
+    running: postgresql.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial is only made while its lock is held; else others could count the same ones."""
+    url = running.database("lost")
+    study = run(url, trials=1)
+    ask, ended = optuna.Study.ask, []
+
+    def end_lock(self: optuna.Study, *args, **settings) -> optuna.Trial:
+        if not ended:
+            with claims.database(open_storage(url)).engine.connect() as other:
+                ended.extend(
+                    other.execute(
+                        text(
+                            "SELECT pg_terminate_backend(pid) FROM pg_locks "
+                            "WHERE locktype = 'advisory' AND granted"
+                        )
+                    ).scalars()
+                )
+        return ask(self, *args, **settings)
+
+    monkeypatch.setattr(optuna.Study, "ask", end_lock)
+    one = claims.Shared(study)
+    trial = one.next(3)
+    assert trial is not None
+    assert ended == [True]
+    assert trial.number == 1
+    assert [t.number for t in study.get_trials()] == [0, 1]

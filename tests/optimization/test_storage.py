@@ -5,6 +5,7 @@ import optuna
 import pytest
 
 from fusetune.errors import RunError, StageError
+from fusetune.optimization.storage import database as under
 from fusetune.optimization.storage import open_storage, quiet, storing
 
 
@@ -12,7 +13,7 @@ def test_a_path_is_a_journal_and_a_url_a_database(tmp_path):
     journal = open_storage(tmp_path / "trials.journal")
     database = open_storage(f"sqlite:///{tmp_path}/trials.db")
     assert isinstance(journal, optuna.storages.JournalStorage)
-    assert isinstance(database, optuna.storages.RDBStorage)
+    assert isinstance(under(database), optuna.storages.RDBStorage)
     for storage in (journal, database):
         with quiet():
             study = optuna.create_study(storage=storage, study_name="s")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter_source import AdapterSource
+from fusetune.members.dispatched import is_dispatched
 from fusetune.members.gradient import part_of_gradient
 from fusetune.members.mixing import scale_of
 from fusetune.members.points import Blend, OwnModel, Point
@@ -125,7 +126,7 @@ class Stack:
 
     def products(self, gradient: Tensor, k: int) -> Tensor:
         """<G, θ_i> of every member, `k`."""
-        wide = gradient.to(self.left.dtype)
+        wide = gradient.to(self.left)
         aligned = wide * self.base.to(wide)
         if self.scales is None:
             found = aligned.sum(dtype=torch.float64).expand(k).clone()
@@ -144,7 +145,8 @@ class AdapterAverage(StreamingAverage):
     Args:
         pool: Adapters.
         model: What `into_model` fills; usually `pool.base.model`. None to write files only.
-        device: Where the model is evaluated; factors and adapted weights are kept there.
+        device: Where the model is evaluated; factors and adapted weights are kept there, or
+            in the host's memory if the model lies on several devices.
         apart: Average A and B apart instead.
 
     Raises:
@@ -167,11 +169,13 @@ class AdapterAverage(StreamingAverage):
         if apart:
             check_apart(source)
         self.source, self.apart = source, apart
-        self._place = torch.device(device)
+        self._spread = model is not None and is_dispatched(model)
+        self._place = CPU if self._spread else torch.device(device)
         _ = source.tensors  # the base's own, before it is moved
         if model is not None:
             source.base.keep({*source.weights, *source.biases, *source.whole})
-            model.to(self._place)
+            if not self._spread:
+                model.to(self._place)
         super().__init__(pool, model)
         self._stacks = {n: Stack.of(source, n, self._place) for n in source.weights}
         self._read = [self._adapter_bytes(i) for i in range(self._k)]
@@ -236,7 +240,8 @@ class AdapterAverage(StreamingAverage):
             for name, stack in self._stacks.items():
                 vector = self.vector(point, name)
                 for target in self.targets[name]:
-                    mixed = stack.mixed(vector, total, self.apart, target)
+                    place = None if self._spread else target
+                    mixed = stack.mixed(vector, total, self.apart, place)
                     if mixed is not target:
                         target.copy_(mixed.to(stack.base.dtype))
             for name, value in self.small(point):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fusetune.members.adapter_average import AdapterAverage
 from fusetune.members.averaging import Average
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
+from fusetune.members.dispatched import is_dispatched
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
 from fusetune.members.mixing import Mixing
@@ -169,20 +170,24 @@ def build(
 ) -> Average:
     """The average that a plan describes; the model is moved to `device`.
 
-    If the memory is not there after all, the members are read from the disk.
+    One that lies on several devices stays there, and averages are written into its tensors
+    piece by piece: the members are read from the disk, and no process has the model twice.
+    So they are if the memory is not there after all.
     """
     device = torch.device(device)
+    spread = is_dispatched(model)
     if planned.form == "adapters":
         assert isinstance(pool, MemberPool)
         return AdapterAverage(pool, model, device=device, apart=apart)
-    if planned.form != "streaming":
+    if planned.form != "streaming" and not spread:
         try:
             return ResidentAverage(pool, model, device=device, host=planned.form == "host")
         except (MemoryError, RuntimeError) as error:
             if not (isinstance(error, MemoryError) or "memory" in str(error)):
                 raise
             logger.warning("The memory for all members could not be had (%s).", error)
-    else:
+    elif not spread:
         logger.warning("The memory does not hold all members: %s.", planned)
-    model.to(device)
+    if not spread:
+        model.to(device)
     return StreamingAverage(pool, model)

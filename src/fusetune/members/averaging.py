@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.binding import bind, check_length, same_bits, tied_names
+from fusetune.members.dispatched import offloaded
 from fusetune.members.gradient import part_of_gradient
 from fusetune.members.kernel import Kernel
 from fusetune.members.layout import Group, lay_out
@@ -164,7 +165,16 @@ class Average(ABC):
         Tensors without a gradient (frozen, unused, buffers) count zero;
         rounding to 16 bits counts as the identity. One pass over the members, like an
         average, and no memory besides the model's gradient.
+
+        Raises:
+            MemberError: If layers of the model are kept in the host's memory.
         """
+        if self._model is not None and offloaded(self._model):
+            raise MemberError(
+                "Layers of the model are in the host's memory and computed elsewhere: there "
+                "are no gradients of them.",
+                "Leave out fuse.methods that descend, or take devices that hold the model.",
+            )
         products = self._constant_products().to(self._device)
         everyone = FusionWeights.uniform(self._k)
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):

@@ -74,7 +74,14 @@ class Base:
         """Name → W, as loaded, on the CPU; of tied names only the first, as in files."""
         seen: set[tuple[object, ...]] = set()
         found: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict().items():
+        state = self.model.state_dict()
+        if any(value.is_meta for value in state.values()):
+            raise MemberError(
+                "model.device_map: layers of the base model are not on a device, and adapters "
+                "cannot be averaged into them.",
+                "Take more or larger devices, or a smaller precision.",
+            )
+        for name, value in state.items():
             place = (value.data_ptr(), value.shape, value.stride())
             if place not in seen or not value.numel():
                 found[name] = value.cpu()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
+from fusetune.members.dispatched import offloaded
 from fusetune.members.header import TensorSpec
 from fusetune.members.points import Blend
 
@@ -24,6 +25,7 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple
     A tied tensor stands once in the files and under several names in the model; it is one
     target. If the files have it under several names, the first takes the value. Names of
     non-persistent buffers, which old checkpoints have, go nowhere.
+    Of a model on several devices, targets are where its tensors lie.
 
     Raises:
         MemberError: If files and model do not name the same tensors, or shapes differ.
@@ -32,7 +34,7 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
         if isinstance(value, Tensor)
-    }
+    } | offloaded(model)
     buffers = {name for name, _ in model.named_buffers()}
     storages: dict[tuple[object, ...], list[str]] = {}
     for name, value in state.items():
@@ -67,7 +69,7 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple
 def tied_names(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> list[tuple[str, ...]]:
     """Groups of two or more names in the files that are one tensor in the model."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    for name, value in (model.state_dict(keep_vars=True) | offloaded(model)).items():
         if name in tensors and isinstance(value, Tensor):
             groups.setdefault(_identity(value), []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fusetune.errors import RecipeError
 
@@ -44,3 +45,23 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bfloat16"
     return "float32"
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Check that a model which `device_map` has laid out can be trained.
+
+    The Trainer trains layers on several accelerators, one after the other. Layers in the host's
+    memory or on the disk have no gradients.
+
+    Raises:
+        RecipeError: If there are such layers beside others.
+    """
+    places: dict[str, object] = getattr(model, "hf_device_map", None) or {}
+    kinds = {str(place) for place in places.values()}
+    away = sorted(name for name, place in places.items() if str(place) in ("cpu", "disk"))
+    if away and kinds != {"cpu"}:
+        raise RecipeError(
+            f"model.device_map: {len(away)} parts of the model, {away[0]} among them, have no "
+            "room on an accelerator: such layers cannot be trained.",
+            "Take more or larger devices, or train elsewhere and give train.checkpoints.",
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ class ModelSource:
         label: How reports call the model.
         options: Keyword arguments for every `from_pretrained` of it.
         allow_pickle: Consent to `.bin` weights.
+        device_map: On which devices layers lie, as `from_pretrained` takes it, in models
+            that are built to be evaluated or trained; None for one device.
     """
 
     path: str
     label: str
     options: dict[str, Any]
     allow_pickle: bool = False
+    device_map: str | Mapping[str, str | int] | None = None
 
     def tokenizer(
         self, texts: Callable[[], Iterable[str]] | None = None
@@ -84,11 +87,12 @@ class ModelSource:
             "configuration", lambda: gguf.configuration(self.path, **self.options)
         )
 
-    def build(self, make: Callable[..., Any]) -> PreTrainedModel:
+    def build(self, make: Callable[..., Any], *, spread: bool = False) -> PreTrainedModel:
         """The model with a task's head.
 
         Args:
             make: `Task.build`; called with the path and the options of loading.
+            spread: Whether `device_map` counts; without it the model is on the CPU.
 
         Raises:
             ModelError: If there are no weights, they are cut off, or they are pickled
@@ -96,11 +100,14 @@ class ModelSource:
         """
         safe = None if self.allow_pickle else True
         packed = GGUF in self.options
-        dtype = {"dtype": torch.float32} if packed else {}
+        more: dict[str, Any] = {"dtype": torch.float32} if packed else {}
+        if spread and self.device_map is not None:
+            kept = isinstance(self.device_map, str)
+            more["device_map"] = self.device_map if kept else dict(self.device_map)
         with gguf.converting() if packed else contextlib.nullcontext():
             loaded = self._guard(
                 "weights",
-                lambda: make(self.path, use_safetensors=safe, **self.options, **dtype),
+                lambda: make(self.path, use_safetensors=safe, **self.options, **more),
             )
         assert isinstance(loaded, PreTrainedModel)
         return gguf.unpacked(loaded) if packed else loaded
@@ -129,6 +136,7 @@ def resolve(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> ModelSource:
     """Find a model by its name; nothing large is read yet.
 
@@ -140,25 +148,27 @@ def resolve(
         trust_remote_code: Consent to code that comes with the model.
         gguf_file: Name of a GGUF file in the folder or at the hub; its weights, tokenizer
             and configuration are taken, and its levels become float32 numbers.
+        device_map: See `ModelSource`.
 
     Raises:
         ModelError: If the folder does not exist or has no model in it, a packaged model is
             missing or changed, or a GGUF file cannot be read for want of a package.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    more = (allow_pickle, device_map)
     if name in PACKAGED:
         gguf_file = PACKAGED[name].gguf_file
     if gguf_file is not None:
         gguf.require()
         options[GGUF] = gguf_file
     if name in PACKAGED:
-        return ModelSource(str(locate(name)), name, options, allow_pickle)
+        return ModelSource(str(locate(name)), name, options, *more)
     if name in scratch.names():
-        return ModelSource(str(scratch.CONFIGURATIONS / name), name, options, allow_pickle)
+        return ModelSource(str(scratch.CONFIGURATIONS / name), name, options, *more)
     path = Path(name).expanduser()
     if path.is_dir():
         _check_folder(path, allow_pickle, gguf_file)
-        return ModelSource(str(path), path.name, options, allow_pickle)
+        return ModelSource(str(path), path.name, options, *more)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep * 2 in name
     if looks_local or path.exists():
         raise ModelError(
@@ -167,7 +177,7 @@ def resolve(
         )
     if revision is not None:
         options["revision"] = revision
-    return ModelSource(name, name, options, allow_pickle)
+    return ModelSource(name, name, options, *more)
 
 
 def _quantisation(packed: Any) -> str:

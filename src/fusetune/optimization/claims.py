@@ -13,19 +13,17 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import sqlalchemy
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.errors import RunError
-from fusetune.members.disk import locked
+from fusetune.optimization.locks import exclusive, patience_of
+from fusetune.optimization.patience import is_away
 from fusetune.optimization.storage import database
 
 logger = logging.getLogger(__name__)
@@ -112,6 +110,8 @@ class Shared(Claims):
         if interval is None:
             raise RunError("A shared study needs a storage with heartbeats.")
         self._interval = interval
+        self._patience = patience_of(self._storage)
+        self._silence = float("-inf")  # when the database last did not answer
         self._mine: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeats")
@@ -125,22 +125,42 @@ class Shared(Claims):
         self._thread.join()
 
     def next(self, trials: int) -> Trial | None:
-        """See `Claims`: an orphan first, else a new trial, counted under the lock."""
-        study, storage = self._study, self._storage
-        with exclusive(storage, study._study_id):
-            left = [i for i in self._orphans() if i not in self._mine]
-            if left:
-                trial = Trial(study, left[0])
-                logger.info("trial %d is taken over: its process is gone", trial.number)
-            else:
-                known = study.get_trials(deepcopy=False)
-                if sum(t.state != TrialState.WAITING for t in known) >= trials:
-                    return None
-                with warnings.catch_warnings():  # that heartbeats are for study.optimize
-                    warnings.simplefilter("ignore", UserWarning)
-                    trial = study.ask()
-            storage.record_heartbeat(trial._trial_id)
-            self._mine.add(trial._trial_id)
+        """See `Claims`: an orphan first, else a new trial, counted under the lock.
+
+        A database that goes away takes the lock with it: then all begins anew, where a trial
+        without a heartbeat that an earlier try has made is an orphan.
+        """
+        claimed: list[Trial | None] = []
+
+        def attempt(again: bool) -> Trial | None:
+            if not claimed:  # else only giving the lock back had failed
+                try:
+                    with exclusive(self._storage, self._study._study_id):
+                        claimed.append(self._claim(trials))
+                except Exception as error:
+                    if is_away(error):
+                        self._silence = time.monotonic()
+                    raise
+            return claimed[0]
+
+        return self._patience(attempt)
+
+    def _claim(self, trials: int) -> Trial | None:
+        """The next trial, while the lock is held."""
+        study = self._study
+        left = [i for i in self._orphans() if i not in self._mine]
+        if left:
+            trial = Trial(study, left[0])
+            logger.info("trial %d is taken over: its process is gone", trial.number)
+        else:
+            known = study.get_trials(deepcopy=False)
+            if sum(t.state != TrialState.WAITING for t in known) >= trials:
+                return None
+            with warnings.catch_warnings():  # that heartbeats are for study.optimize
+                warnings.simplefilter("ignore", UserWarning)
+                trial = study.ask()
+        self._storage.record_heartbeat(trial._trial_id)
+        self._mine.add(trial._trial_id)
         return trial
 
     def tell(self, trial: Trial, tell: Callable[[], FrozenTrial]) -> FrozenTrial | None:
@@ -164,13 +184,16 @@ class Shared(Claims):
         """Trials whose process is gone, oldest first.
 
         Those without a heartbeat among them: a process that asks holds the lock until its
-        first one, so that theirs died in between.
+        first one, so that theirs died in between. No heart could beat while the database was
+        away: soon after that a silent one proves nothing.
         """
         study = self._study._study_id
         with self._storage.engine.connect() as connection:
             rows = connection.execute(sqlalchemy.text(_ORPHANS), {"study": study})
-            silent = [int(row[0]) for row in rows]
-        return sorted({*silent, *self._storage._get_stale_trial_ids(study)})
+            never = [int(row[0]) for row in rows]
+        if time.monotonic() - self._silence < 2 * self._interval:
+            return sorted(never)
+        return sorted({*never, *self._storage._get_stale_trial_ids(study)})
 
     def _beat(self) -> None:
         while not self._stop.wait(self._interval):
@@ -178,6 +201,7 @@ class Shared(Claims):
                 try:
                     self._storage.record_heartbeat(trial)
                 except Exception as error:  # the next one may get through
+                    self._silence = time.monotonic()
                     logger.warning("no heartbeat: %s", str(error).splitlines()[0])
 
 
@@ -187,37 +211,18 @@ def require_same(study: Study, identity: str) -> None:
     Raises:
         RunError: If it was begun with another one.
     """
-    with exclusive(study._storage, study._study_id):
-        begun = study.user_attrs.get(IDENTITY)
-        if begun is None:
-            study.set_user_attr(IDENTITY, identity)
-            return
+
+    def attempt(again: bool) -> str:
+        with exclusive(study._storage, study._study_id):
+            begun: str | None = study.user_attrs.get(IDENTITY)
+            if begun is None:
+                study.set_user_attr(IDENTITY, identity)
+            return begun or identity
+
+    begun = patience_of(database(study._storage))(attempt)
     if begun != identity:
         raise RunError(
             f"Study {study.study_name!r} was begun with another recipe: seed, task, model, "
             "search or training differ.",
             "Take the same recipe, or another name for the study.",
         )
-
-
-@contextmanager
-def exclusive(storage: BaseStorage, number: int) -> Iterator[None]:
-    """Hold a lock that all processes at one database respect; released when one dies.
-
-    An advisory lock of PostgreSQL, a locked file beside an SQLite database.
-
-    Args:
-        storage: A database.
-        number: Of the study, so that others are not held up.
-    """
-    engine = database(storage).engine
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            connection.execute(
-                sqlalchemy.text("SELECT pg_advisory_xact_lock(:space, :number)"),
-                {"space": 0x66757365, "number": number},  # "fuse"
-            )
-            yield
-        return
-    with locked(Path(f"{engine.url.database}.lock")):
-        yield

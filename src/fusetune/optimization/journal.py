@@ -3,13 +3,15 @@
 The journal is one JSON record per line, appended. A process killed in the middle of an append
 leaves a last line without its end; Optuna forgives that when reading, but the next record
 would be joined on to it and both would be lost. One killed while it held the lock
-leaves the lock file, for which the next one would wait. Both are put right on opening.
+leaves the lock file, for which the next one would wait. Both are put right on opening, and
+before an append is tried again that a file system did not answer.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from optuna.storages.journal import (
 )
 
 from fusetune.errors import RunError
+from fusetune.optimization.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +32,13 @@ _BEGINNING = b'{"op_code":'
 _ATTRIBUTES = frozenset({2, 3, 8, 9})  # op codes of users' and system attributes
 
 
-def open_journal(path: Path) -> JournalStorage:
+def open_journal(path: Path, patience: float | None = None) -> JournalStorage:
     """Open or create a journal. The caller sees to it that nobody else has it open.
+
+    Args:
+        path: The file.
+        patience: Seconds for which a file system that does not answer is tried again; None
+            takes the default.
 
     Raises:
         RunError: If the file is no journal, is damaged before its end, or cannot be
@@ -41,10 +49,64 @@ def open_journal(path: Path) -> JournalStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         repair(path)
         _remove_leftover_locks(path)
-        backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        return JournalStorage(backend)
+        return JournalStorage(PatientJournal(path, Patience(str(path), patience)))
     except OSError as error:
         raise RunError(f"The journal of trials {path} cannot be opened: {error}.") from error
+
+
+class PatientJournal(JournalFileBackend):
+    """A journal of this process alone, whose file system may be away for a while.
+
+    Args:
+        path: The file, absolute.
+        patience: How long it may be.
+    """
+
+    def __init__(self, path: Path, patience: Patience) -> None:
+        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        self._path = path
+        self._patience = patience
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Records from that number on."""
+        read = super().read_logs
+        return self._patience(lambda again: list(read(log_number_from)))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records: all of them once, however often it is tried.
+
+        Raises:
+            RunError: If the file that came back is not the one that went away.
+        """
+        append = super().append_logs
+        end: int | None = None
+
+        def attempt(again: bool) -> None:
+            nonlocal end
+            if end is None:
+                end = self._path.stat().st_size
+            elif again:
+                _remove_leftover_locks(self._path)
+                self._cut(end)
+            try:
+                append(logs)
+            except RuntimeError as error:  # Optuna's, of a lock that cannot be given back
+                if not isinstance(cause := error.__context__, OSError):
+                    raise
+                raise OSError(cause.errno, cause.strerror, cause.filename) from error
+
+        self._patience(attempt)
+
+    def _cut(self, end: int) -> None:
+        """Take back what an earlier try has written: nothing, half or all of it."""
+        size = self._path.stat().st_size
+        if size < end:
+            raise RunError(
+                f"The journal of trials {self._path} has {size} bytes; it had {end}.",
+                "Restore it from a copy, then run again.",
+            )
+        if size > end:
+            os.truncate(self._path, end)
 
 
 def existing_journal(path: Path) -> JournalFileBackend:

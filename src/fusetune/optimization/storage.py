@@ -13,13 +13,15 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from fusetune.errors import RunError, StorageError
 from fusetune.members.disk import is_disk_full
+from fusetune.optimization.database import PatientDatabase
 from fusetune.optimization.journal import Watching, existing_journal, open_journal
+from fusetune.optimization.patience import Patience, reason
 from fusetune.redaction import without_secrets
 
 PASSWORD = "FUSETUNE_STORAGE_PASSWORD"
@@ -35,8 +37,12 @@ def open_storage(
     heartbeats: bool = False,
     beat: int = HEARTBEAT,
     silence: int = SILENCE,
+    patience: float | None = None,
 ) -> BaseStorage:
     """Open or create the storage of trials.
+
+    It has to answer now. Once it is open it may be away for a while: operations are tried
+    again; see `patience`.
 
     Args:
         location: A database URL (`sqlite:///…`, `postgresql://…`), or the path of a journal
@@ -44,22 +50,26 @@ def open_storage(
         heartbeats: Whether studies are shared with other processes; see `claims`.
         beat: Seconds between heartbeats.
         silence: Seconds without one after which a process counts as dead.
+        patience: Seconds for which a storage that does not answer is tried again; None
+            takes the environment's (`patience.VARIABLE`), else two minutes.
 
     Raises:
         RunError: If it cannot be opened.
     """
     text = str(location)
     if "://" not in text:
-        return open_journal(Path(location))
+        return open_journal(Path(location), patience)
     shown = without_password(text)
+    waits = Patience(shown, patience)
     try:
         url = _connection(text)
-        return _open_database(url, (beat, silence) if heartbeats else (None, None))
+        found = _open_database(url, waits, (beat, silence) if heartbeats else (None, None))
+        return get_storage(found)  # with its cache: loading a study reads what is new
     except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
-        reason = _first_line(error).replace(text, shown)
-        missing = isinstance(error, ImportError) and "psycopg" in reason
+        why = reason(error).replace(text, shown)
+        missing = isinstance(error, ImportError) and "psycopg" in why
         raise RunError(
-            f"The storage {shown} cannot be opened: {reason}.",
+            f"The storage {shown} cannot be opened: {why}.",
             "Install its driver with: pip install 'fusetune[postgresql]'"
             if missing
             else "Check the URL, that its driver is installed, that the server answers and "
@@ -69,8 +79,11 @@ def open_storage(
 
 
 def _open_database(
-    url: sqlalchemy.URL, heart: tuple[int | None, int | None], tries: int = 10
-) -> RDBStorage:
+    url: sqlalchemy.URL,
+    patience: Patience,
+    heart: tuple[int | None, int | None],
+    tries: int = 10,
+) -> PatientDatabase:
     """Open a database, with tables of Optuna's if it has none.
 
     Drivers that start together all find none, and all but one fail at making them.
@@ -78,8 +91,9 @@ def _open_database(
     while True:
         try:
             with quiet():
-                return RDBStorage(
+                return PatientDatabase(
                     url.render_as_string(hide_password=False),
+                    patience,
                     engine_kwargs=_engine(url),
                     heartbeat_interval=heart[0],
                     grace_period=heart[1],
@@ -136,10 +150,12 @@ def _connection(text: str) -> sqlalchemy.URL:
 def _engine(url: sqlalchemy.URL) -> dict[str, Any]:
     """Settings of the connections: found dead before they are used, patient with locks."""
     settings: dict[str, Any] = {"pool_pre_ping": True}
-    if url.drivername.startswith("sqlite"):
+    if url.drivername.startswith("sqlite") and "timeout" not in url.query:
         settings["connect_args"] = {"timeout": 60}
     if url.drivername == "postgresql+psycopg":
-        settings["connect_args"] = {"connect_timeout": 10}
+        # A server that vanished from the network says nothing: noticed within a minute.
+        quick = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        settings["connect_args"] = {"connect_timeout": 10, "tcp_user_timeout": 60_000, **quick}
     return settings
 
 
@@ -169,13 +185,11 @@ def storing() -> Iterator[None]:
     """Failures of the storage in words."""
     try:
         yield
-    except (OSError, optuna.exceptions.StorageInternalError) as error:
+    except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if is_disk_full(error):
             raise disk_full(error) from error
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise StorageError(
-            # Optuna's own words are about data that are too long, whatever has happened.
-            f"The storage of trials cannot be written to: {_first_line(cause)}.",
+            f"The storage of trials cannot be written to: {reason(error)}.",
             hint="Finished trials are kept; run again once it can.",
         ) from error
 
@@ -200,7 +214,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

@@ -17,7 +17,12 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
 from fusetune.methods.origin import Origin
-from fusetune.models.device import DTYPES, choose_device, choose_precision
+from fusetune.models.device import (
+    DTYPES,
+    choose_device,
+    choose_precision,
+    require_trainable,
+)
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
 from fusetune.models.lora import LoraSettings, add_lora
@@ -77,6 +82,7 @@ class Context:
             allow_pickle=section.allow_pickle,
             trust_remote_code=section.trust_remote_code,
             gguf_file=section.gguf_file,
+            device_map=section.device_map,
         )
 
     @cached_property
@@ -217,10 +223,13 @@ class Context:
         """θ_0 and the training split, for methods that need them."""
         return Origin(lambda: dict(self.base().state_dict()), lambda: self.scorer("train"))
 
-    def base(self) -> PreTrainedModel:
-        """The pretrained model with the new head that every training begins with."""
+    def base(self, *, spread: bool = False) -> PreTrainedModel:
+        """The pretrained model with the new head that every training begins with.
+
+        `spread` lays it where `model.device_map` says; otherwise it is on the CPU.
+        """
         set_seed(self.recipe.seed)  # as the training does
-        model = self.source.build(self.task.build)
+        model = self.source.build(self.task.build, spread=spread)
         model.eval()
         return model
 
@@ -248,7 +257,8 @@ class Context:
         """A function that builds the model, in full or as a light variant."""
 
         def make() -> PreTrainedModel:
-            model = self.source.build(self.task.build)
+            model = self.source.build(self.task.build, spread=True)
+            require_trainable(model)
             lora = self.lora
             if lora is not None:
                 if isinstance(variant, Variant):

@@ -103,6 +103,8 @@ class _Cached:
             raise PrefixError("an example is more than one text to read")
         if any("attention_mask" not in feature for feature in self.features[:1]):
             raise PrefixError("the tokenizer gives no attention mask")
+        if context.recipe.model.device_map is not None:
+            raise PrefixError("model.device_map lays the model on several devices")
         if context.device.type == "cuda" and torch.cuda.device_count() > 1:
             raise PrefixError("the Trainer copies the model to several GPUs")
 

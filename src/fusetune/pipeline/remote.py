@@ -5,6 +5,7 @@ Only small things travel: recipe, places, λ or w there; values and per-example 
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import uuid
@@ -160,7 +161,8 @@ class FusionWork:
                     "Put the same data and tokenizer under the same paths on all nodes.",
                 )
             paths, digests = zip(*self.members, strict=True)
-            pool = open_recorded({"paths": paths, "sha256": digests}, context.base)
+            base = functools.partial(context.base, spread=True)
+            pool = open_recorded({"paths": paths, "sha256": digests}, base)
             bench = Workbench(pool, context, None, self.compiles)
             return bench.evaluator(self.split)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,8 @@ class Workbench:
         """Where the members will be kept: the recipe's form, else the fastest that fits."""
         wanted = self.context.recipe.fuse.averaging
         form: Form | None = None if wanted == "auto" or self.apart else wanted
+        if self.context.recipe.model.device_map is not None and self.pool.adapters is None:
+            form = "streaming"  # into the parameters where they lie
         return choose(self.pool, device=self.context.device, form=form)
 
     @cached_property
@@ -67,8 +70,9 @@ class Workbench:
         """A model of the members' kind; of the recipe's where they have no configuration."""
         first = self.pool.members[0]
         if not first.config:
-            return self.context.base()
-        return resolve(str(first.loadable)).build(self.context.task.build)
+            return self.context.base(spread=True)
+        source = resolve(str(first.loadable), device_map=self.context.recipe.model.device_map)
+        return source.build(self.context.task.build, spread=True)
 
     @property
     def apart(self) -> bool:
@@ -81,7 +85,7 @@ class Workbench:
         way = " apart" if self.apart else ""
         model = self.average.model
         per_pass = 1
-        if not self.compiles:
+        if not self.compiles and self.context.recipe.model.device_map is None:
             wanted = self.context.recipe.fuse.candidates_per_pass
             per_pass, why = candidates.plan(wanted, model, scorer)
             if why:
@@ -120,7 +124,7 @@ class Workbench:
 
 def open_pool(context: Context, folder: Path) -> MemberPool:
     """The members in a folder; adapters are laid on the recipe's model."""
-    return MemberPool.open(folder, base=context.base)
+    return MemberPool.open(folder, base=functools.partial(context.base, spread=True))
 
 
 def open_members(context: Context) -> Workbench:
@@ -136,7 +140,7 @@ def open_members(context: Context) -> Workbench:
     if "paths" in record:
         pool = open_recorded(
             record,
-            context.base,
+            functools.partial(context.base, spread=True),
             allow_pickle=context.recipe.model.allow_pickle,
             copies=folder.converted,
         )

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from fusetune.errors import RecipeError
 from fusetune.training.schedules import SCHEDULES
@@ -120,9 +121,17 @@ def build(
         "dataloader_pin_memory": device.startswith("cuda"),
     }
     try:
-        return TrainingArguments(**values)
+        settings = TrainingArguments(**values)
     except Exception as error:  # whatever the libraries behind a field raise
         raise RecipeError(
             f"transformers.TrainingArguments refuses these arguments: {error}",
             "Check train.arguments and search.space.",
         ) from error
+    if settings.fsdp and settings.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise RecipeError(
+            "train.arguments.fsdp: spreads a training over several processes, and this is one.",
+            "Train with a script of your own under `accelerate launch`, with fusetune's "
+            "MemberCollector as a callback, and give the members as train.checkpoints; or "
+            "take model.device_map.",
+        )
+    return settings

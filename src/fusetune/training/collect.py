@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_model
-from torch import nn
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -27,6 +27,7 @@ from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
+from fusetune.training.sharded import gather, is_sharded
 
 
 def plan_steps(total: int, members: int, collect_from: float) -> tuple[int, ...]:
@@ -57,7 +58,8 @@ class MemberCollector(TrainerCallback):
 
     Only weights are kept, as safetensors, in `folder/step-000123/`: an ordinary model
     folder with a `member.json` that is written last, so that a folder with a manifest is
-    complete. Of a model that PEFT wrapped it is the adapter alone, and the digest of its base
+    complete. Under FSDP the first process gathers and writes each member whole, while all take
+    part. Of a model that PEFT wrapped it is the adapter alone, and the digest of its base
     stands in the manifest. In a resumed training, members of steps after the resumed one are
     dropped: they belong to the trajectory that was cut off.
 
@@ -109,6 +111,12 @@ class MemberCollector(TrainerCallback):
     ) -> None:
         """Plan the steps, drop members of a cut-off trajectory, check the disk."""
         self.plan(state.max_steps)
+        if is_sharded(_trained(kwargs)) and is_peft(_trained(kwargs)):
+            raise StageError(
+                "Adapters of a model that FSDP spreads over processes cannot be collected.",
+                "Train adapters with one process, with DistributedDataParallel, or with "
+                "model.device_map.",
+            )
         if state.is_world_process_zero:
             self.prepare(_trained(kwargs), state.global_step)
 
@@ -147,8 +155,12 @@ class MemberCollector(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Keep the model if this step is one of the planned ones."""
-        if state.global_step in self.steps and state.is_world_process_zero:
-            self.save(_trained(kwargs), state.global_step, state.epoch or 0.0)
+        if state.global_step not in self.steps:
+            return
+        model = _trained(kwargs)
+        whole = gather(model) if is_sharded(model) else None  # every process takes part
+        if state.is_world_process_zero:
+            self.save(model, state.global_step, state.epoch or 0.0, whole)
 
     def step(self, model: nn.Module) -> Path | None:
         """Count one optimiser step of a training loop of one's own.
@@ -179,15 +191,26 @@ class MemberCollector(TrainerCallback):
             return None
         return self.save(model, self._taken)
 
-    def save(self, model: nn.Module, step: int, epoch: float | None = None) -> Path:
-        """Write one member atomically and return its folder."""
+    def save(
+        self,
+        model: nn.Module,
+        step: int,
+        epoch: float | None = None,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """Write one member atomically and return its folder.
+
+        `whole` has the tensors of a model of which this process holds a part only.
+        """
         final = self.folder / member_name(step, self.trajectory)
         with replaced_folder(final) as temporary:
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
             if is_peft(inner):
                 _save_adapter(inner, temporary)
             elif hasattr(inner, "save_pretrained") and not is_chain(inner):
-                inner.save_pretrained(temporary)
+                inner.save_pretrained(temporary, **_given(whole))
+            elif whole is not None:
+                save_file(dict(whole), str(temporary / SINGLE))
             else:  # under the model's own names; tied tensors are written once
                 save_model(inner, str(temporary / SINGLE))
             if self.tokenizer is not None:
@@ -200,6 +223,10 @@ class MemberCollector(TrainerCallback):
                 base=self._base,
             )
         return final
+
+
+def _given(whole: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    return {} if whole is None else {"state_dict": dict(whole)}
 
 
 def _trained(given: Mapping[str, Any]) -> nn.Module:
