@@ -102,8 +102,8 @@ class ModelSource:
         packed = GGUF in self.options
         more: dict[str, Any] = {"dtype": torch.float32} if packed else {}
         if spread and self.device_map is not None:
-            kept = isinstance(self.device_map, str)
-            more["device_map"] = self.device_map if kept else dict(self.device_map)
+            wanted = self.device_map
+            more["device_map"] = wanted if isinstance(wanted, str) else dict(wanted)
         with gguf.converting() if packed else contextlib.nullcontext():
             loaded = self._guard(
                 "weights",

@@ -116,8 +116,8 @@ class PatientDatabase(RDBStorage):
             # An identifier that was rolled back may be another process's by now.
             if found and (found.study_id, found.datetime_start) == (study_id, started):
                 return found
-        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
-        self._made = trial.trial_id, trial.datetime_start
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        self._made = (trial.trial_id, trial.datetime_start)
         return trial
 
 

@@ -62,5 +62,4 @@ def _guarding(storage: RDBStorage, lock: sqlalchemy.Connection) -> Iterator[None
 
 def patience_of(storage: RDBStorage) -> Patience:
     """That of the storage; of one that was not opened here, none."""
-    found = isinstance(storage, PatientDatabase)
-    return storage.patience if found else Patience("", 0.0)
+    return storage.patience if isinstance(storage, PatientDatabase) else Patience("", 0.0)
