@@ -52,7 +52,7 @@ def run(
     }  # fmt: skip
     command = [sys.executable, *launcher, str(script), str(model), str(folder / way), way]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
