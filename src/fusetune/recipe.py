@@ -20,7 +20,6 @@ from fusetune.recipe_sections import (
     Section,
     TaskSection,
     Variant,
-    lora_problems,
     number_problems,
 )
 from fusetune.recipe_stages import PROCEDURES, FuseSection, SearchSection, TrainSection
@@ -64,13 +63,7 @@ class Recipe(Section):
             *_trajectory_problems(self),
             *_spread_problems(self),
             *_checkpoint_problems(self),
-            *lora_problems(
-                self.model,
-                self.search.variant,
-                self.fuse.export,
-                self.fuse.adapters,
-                self.fuse.averaging,
-            ),
+            *_lora_problems(self),
         ]
         base = int(self.fuse.base_member)
         if self.fuse.evaluations < self.train.members + base:
@@ -113,6 +106,71 @@ class Recipe(Section):
         return text
 
 
+def _lora_problems(recipe: Recipe) -> list[str]:
+    """What of a recipe does not go together with model.lora, or without it."""
+    model, fuse, variant = recipe.model, recipe.fuse, recipe.search.variant
+    lora, light = model.lora, variant if isinstance(variant, Variant) else None
+    low = light is not None and light.lora_rank is not None
+    problems = []
+    if lora is None:
+        if low:
+            problems.append("search.variant.lora_rank: of model.lora, which is not set")
+        if model.quantization != "none":
+            problems.append(
+                "model.quantization: its weights cannot be trained, only adapters on them; "
+                "set model.lora"
+            )
+        if fuse.export != "merged" or fuse.adapters != "exact":
+            problems.append("fuse.export, fuse.adapters: for adapters; model.lora is not set")
+        return problems
+    if fuse.averaging != "auto" and (fuse.export != "merged" or fuse.adapters != "exact"):
+        problems.append(
+            f"fuse.averaging: {fuse.averaging} is of merged weights; fuse.export and "
+            "fuse.adapters need auto"
+        )
+    if lora.dora and (fuse.adapters == "factors" or ":" in fuse.export):
+        problems.append(
+            "model.lora.dora: averages of DoRA are exact, and not cut to a rank; leave "
+            "fuse.adapters at exact and fuse.export at merged or adapter"
+        )
+    if light is not None and not low:
+        problems.append(
+            "search.variant.freeze_layers: with model.lora all layers are frozen; "
+            "give lora_rank"
+        )
+    elif light is not None and light.rank_of(lora.rank) >= lora.rank:
+        problems.append(
+            f"search.variant.lora_rank: {light.rank_of(lora.rank)} is not below "
+            f"model.lora.rank: {lora.rank}"
+        )
+    return problems + quantisation_problems(model.quantization, recipe)
+
+
+def quantisation_problems(quantised: str, recipe: Recipe) -> list[str]:
+    """What of a recipe needs weights that can be written into, and a quantised base has not.
+
+    Args:
+        quantised: "4bit" or "8bit"; "none" of a plain base, which has no such problems.
+        recipe: Of the run.
+    """
+    if quantised == "none":
+        return []
+    fuse, problems = recipe.fuse, []
+    if "fisher" in (*fuse.rows, recipe.search.objective.removeprefix("fused:")):
+        problems.append(
+            "fuse.methods, search.objective: fisher follows gradients of the base's own "
+            "weights, which are quantised; leave it out"
+        )
+    if fuse.averaging != "auto":
+        problems.append(
+            f"fuse.averaging: {fuse.averaging} writes averages into the base's weights; "
+            "adapters are averaged beside them with auto"
+        )
+    if fuse.compile:
+        problems.append("fuse.compile: quantised layers are not compiled; leave it out")
+    return problems
+
+
 def _objective_problems(objective: str) -> list[str]:
     from fusetune.methods import available
     from fusetune.report.content import REFERENCES
@@ -133,6 +191,7 @@ def _spread_problems(recipe: Recipe) -> list[str]:
         "fuse.averaging": fuse.averaging not in ("auto", "streaming"),
         "fuse.candidates_per_pass": fuse.candidates_per_pass not in ("auto", 1),
         "fuse.compile": fuse.compile,
+        "model.quantization": recipe.model.quantization != "none",
     }
     return [
         f"model.device_map: {name} is for a model on one device; leave it out"

@@ -167,6 +167,9 @@ class ModelSection(Section):
     gguf_file: str | None = Field(
         None, description="Name of a GGUF file in the folder, or at the hub."
     )
+    quantization: Literal["none", "4bit", "8bit"] = Field(
+        "none", description="Of the base model, by bitsandbytes, with lora."
+    )
     lora: LoraSection | None = Field(
         None, description="Train adapters instead of the weights; a number is the rank."
     )
@@ -270,42 +273,3 @@ def number_problems(path: str, value: Any) -> list[str]:
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return [f"{path}: must be between ±2^53"]
     return []
-
-
-def lora_problems(
-    model: ModelSection, variant: Variant | str, export: str, adapters: str, averaging: str
-) -> list[str]:
-    """What of a recipe does not go together with model.lora, or without it.
-
-    The last three are of the section fuse.
-    """
-    lora, light = model.lora, variant if isinstance(variant, Variant) else None
-    low = light is not None and light.lora_rank is not None
-    problems = []
-    if lora is None:
-        if low:
-            problems.append("search.variant.lora_rank: of model.lora, which is not set")
-        if export != "merged" or adapters != "exact":
-            problems.append("fuse.export, fuse.adapters: for adapters; model.lora is not set")
-        return problems
-    if averaging != "auto" and (export != "merged" or adapters != "exact"):
-        problems.append(
-            f"fuse.averaging: {averaging} is of merged weights; fuse.export and fuse.adapters "
-            "need auto"
-        )
-    if lora.dora and (adapters == "factors" or ":" in export):
-        problems.append(
-            "model.lora.dora: averages of DoRA are exact, and not cut to a rank; leave "
-            "fuse.adapters at exact and fuse.export at merged or adapter"
-        )
-    if light is not None and not low:
-        problems.append(
-            "search.variant.freeze_layers: with model.lora all layers are frozen; "
-            "give lora_rank"
-        )
-    elif light is not None and light.rank_of(lora.rank) >= lora.rank:
-        problems.append(
-            f"search.variant.lora_rank: {light.rank_of(lora.rank)} is not below "
-            f"model.lora.rank: {lora.rank}"
-        )
-    return problems

@@ -22,6 +22,7 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.members.memory import total_bytes
 from fusetune.members.points import Point
 from fusetune.members.weights import FusionWeights
+from fusetune.models.quantised import quantised_layers
 from fusetune.tasks.task import Batch, Outputs
 
 MOST = 16
@@ -79,6 +80,8 @@ def plan(wanted: int | Literal["auto"], model: nn.Module, scorer: Scorer) -> tup
         model: One of those that will be stacked.
         scorer: Its batches and its device count.
     """
+    if quantised_layers(model):  # averages stand beside its layers, not in its tensors
+        return 1, "" if wanted in (1, "auto") else "a quantised base holds one candidate"
     if wanted == 1 or (wanted == "auto" and scorer.device.type != "cuda"):
         return 1, ""
     if not isinstance(scorer.task, Stackable):

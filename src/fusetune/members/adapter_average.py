@@ -12,7 +12,6 @@ is there to be compared.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter_source import AdapterSource
+from fusetune.members.adapter_stack import Stack
 from fusetune.members.dispatched import is_dispatched
 from fusetune.members.gradient import part_of_gradient
 from fusetune.members.mixing import scale_of
@@ -30,110 +30,6 @@ from fusetune.members.streaming import StreamingAverage
 
 CPU = torch.device("cpu")
 WHOLE = slice(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """One adapted weight W and the changes that k members make to it, in W's layout.
-
-    Attributes:
-        base: W, as stored.
-        left: L, `rows x Σr`, scalings and DoRA's scales included.
-        right: R, `Σr x columns`.
-        owners: `Σr`, whose column of L and row of R it is.
-        scales: c, `k x outputs`, one for members without DoRA; None if no member has it.
-        along: The dimension of W that counts outputs.
-    """
-
-    base: Tensor
-    left: Tensor
-    right: Tensor
-    owners: Tensor
-    scales: Tensor | None
-    along: int
-
-    @classmethod
-    def of(cls, source: AdapterSource, name: str, device: torch.device) -> Stack:
-        """Read the factors of one weight."""
-        module, along = source.weights[name], source.along(name)
-        wide, base = source.accumulator(name), source.base.tensors[name]
-        lows = [source.low(i, module) for i in range(len(source.members))]
-        ranks = [0 if low is None else low.right.shape[0] for low in lows]
-        left = torch.empty(base.shape[0], sum(ranks), dtype=wide)
-        right = torch.empty(sum(ranks), base.shape[1], dtype=wide)
-        scales = torch.ones(len(lows), base.shape[along], dtype=wide)
-        start = 0
-        for low, rank, scale in zip(lows, ranks, scales, strict=True):
-            if low is None:
-                continue
-            columns, rows = left[:, start : start + rank], right[start : start + rank]
-            columns.copy_(low.left)
-            rows.copy_(low.right)
-            if low.scale is not None:
-                scale.copy_(low.scale)
-                _ = columns.mul_(scale[:, None]) if along == 0 else rows.mul_(scale)
-            start += rank
-        dora = any(low is not None and low.scale is not None for low in lows)
-        owners = torch.repeat_interleave(torch.arange(len(lows)), torch.tensor(ranks))
-        parts = (base.to(device), left.to(device), right.to(device), owners.to(device))
-        return cls(*parts, scales.to(device) if dora else None, along)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return sum(t.nbytes for t in (self.base, self.left, self.right))
-
-    def factors(self, vector: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
-        """L and R of Σ a_i (the change of member i); members of zero weight are not read.
-
-        Args:
-            vector: `k`, the coefficients a.
-            apart: Average L and R by themselves; members must have one rank.
-        """
-        if apart:
-            used, k = vector != 0, len(vector)
-            left = self.left.view(len(self.left), k, -1)[:, used]
-            right = self.right.view(k, -1, self.right.shape[1])[used]
-            a = vector[used]
-            return torch.einsum("nkr,k->nr", left, a), torch.einsum("krm,k->rm", right, a)
-        coefficients = vector[self.owners]
-        used = coefficients != 0
-        if bool(used.all()):
-            return self.left * coefficients, self.right
-        return self.left[:, used] * coefficients[used], self.right[used]
-
-    def stretch(self, vector: Tensor, total: float) -> Tensor | float:
-        """What W is multiplied by: Σ a_i, or a vector over the outputs with DoRA."""
-        if self.scales is None:
-            return total
-        used = vector != 0
-        sums = torch.mv(self.scales[used].t(), vector[used])
-        return sums[:, None] if self.along == 0 else sums
-
-    def mixed(
-        self, vector: Tensor, total: float, apart: bool, out: Tensor | None = None
-    ) -> Tensor:
-        """Σ a_i θ_i, in the dtype of sums; into `out` if it is of that dtype."""
-        left, right = self.factors(vector, apart)
-        stretch = self.stretch(vector, total)
-        base = self.base.to(self.left.dtype)
-        if isinstance(stretch, Tensor) or stretch != 1.0:
-            base = base * stretch
-        exact = self.base.dtype == base.dtype  # else the caller rounds to the stored dtype
-        if exact and out is not None and out.dtype == base.dtype and out.is_contiguous():
-            return torch.addmm(base, left, right, out=out)
-        return torch.addmm(base, left, right)
-
-    def products(self, gradient: Tensor, k: int) -> Tensor:
-        """<G, θ_i> of every member, `k`."""
-        wide = gradient.to(self.left)
-        aligned = wide * self.base.to(wide)
-        if self.scales is None:
-            found = aligned.sum(dtype=torch.float64).expand(k).clone()
-        else:
-            found = (self.scales @ aligned.sum(dim=1 - self.along)).double()
-        ranks = ((self.left.t() @ wide) * self.right).sum(dim=1, dtype=torch.float64)
-        return found.index_add_(0, self.owners, ranks)
 
 
 class AdapterAverage(StreamingAverage):
@@ -174,8 +70,7 @@ class AdapterAverage(StreamingAverage):
         _ = source.tensors  # the base's own, before it is moved
         if model is not None:
             source.base.keep({*source.weights, *source.biases, *source.whole})
-            if not self._spread:
-                model.to(self._place)
+            self._move(model)
         super().__init__(pool, model)
         self._stacks = {n: Stack.of(source, n, self._place) for n in source.weights}
         self._read = [self._adapter_bytes(i) for i in range(self._k)]
@@ -194,7 +89,7 @@ class AdapterAverage(StreamingAverage):
         """Bytes of the adapted base weights and of the factors with a weight."""
         if isinstance(point, OwnModel):
             return super().bytes_read(point)
-        base = sum(stack.base.nbytes for stack in self._stacks.values())
+        base = sum(self.source.tensors[name].nbytes for name in self._stacks)
         return base + sum(
             read
             for i, parts in enumerate(self._read)
@@ -208,7 +103,8 @@ class AdapterAverage(StreamingAverage):
         for name, stack in self._stacks.items():
             gradient = part_of_gradient(self.targets[name], WHOLE)
             if gradient is not None:
-                products += stack.products(gradient.view(stack.base.shape), self._k).cpu()
+                shaped = gradient.view(self.source.tensors[name].shape)
+                products += stack.products(shaped, self._k).cpu()
         for name in (*self.source.biases, *self.source.whole):
             gradient = part_of_gradient(self.targets[name], WHOLE)
             if gradient is None:
@@ -227,8 +123,8 @@ class AdapterAverage(StreamingAverage):
     def small(self, point: Blend) -> Iterator[tuple[str, Tensor]]:
         """The averages of biases and of whole tensors, in the dtype of sums."""
         for name in (*self.source.biases, *self.source.whole):
-            total = torch.zeros_like(self.source.base.tensors[name])
-            total = total.to(self.source.accumulator(name))
+            wide = self.source.accumulator(name)
+            total = torch.zeros(self.source.tensors[name].shape, dtype=wide)
             for i, value in enumerate(self.mixture(point, name).values):
                 if value != 0.0:  # one after the other: a saved embedding may be large
                     total.add_(self._wide(i, name), alpha=value)
@@ -238,12 +134,14 @@ class AdapterAverage(StreamingAverage):
         total = scale_of(point)
         with torch.no_grad():
             for name, stack in self._stacks.items():
+                if not self.targets[name]:
+                    continue
                 vector = self.vector(point, name)
                 for target in self.targets[name]:
                     place = None if self._spread else target
                     mixed = stack.mixed(vector, total, self.apart, place)
                     if mixed is not target:
-                        target.copy_(mixed.to(stack.base.dtype))
+                        target.copy_(mixed.to(self.source.tensors[name].dtype))
             for name, value in self.small(point):
                 for target in self.targets[name]:
                     target.copy_(value.to(self.source.tensors[name].dtype))
@@ -265,6 +163,11 @@ class AdapterAverage(StreamingAverage):
     def _take_over(self, own: OwnModel) -> None:
         self.source.base.keep(self._layout.constant)
         super()._take_over(own)
+
+    def _move(self, model: nn.Module) -> None:
+        """To where it is evaluated."""
+        if not self._spread:
+            model.to(self._place)
 
     def _wide(self, index: int, name: str) -> Tensor:
         """A small tensor of one member in the dtype of sums, on the CPU."""

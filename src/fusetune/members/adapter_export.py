@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fusetune.errors import MemberError, RecipeError, StageError
 from fusetune.members.adapter import CONFIG, PREFIX, WEIGHTS
-from fusetune.members.adapter_average import AdapterAverage, Stack, check_apart
+from fusetune.members.adapter_average import AdapterAverage, check_apart
+from fusetune.members.adapter_stack import Stack
 from fusetune.members.low_rank import squared_distance, squared_norm, truncate
 from fusetune.members.mixing import scale_of
 from fusetune.members.points import Blend, OwnModel, Point

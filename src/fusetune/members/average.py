@@ -1,6 +1,7 @@
 """θ̄(w) = Σ w_i θ_i, or a model of its own, into a model or as a state dict.
 
-Two forms with one interface and one kernel, and a third for adapters (`adapter_average`).
+Two forms with one interface and one kernel, and two for adapters: on a base that can be written
+into (`adapter_average`), and beside one that is quantised (`quantised_average`).
 `ResidentAverage` holds all members in memory and the model's parameters are views on one flat
 buffer, so that a new w costs one pass over the members at memory speed. `StreamingAverage`
 reads the members' files each time and needs almost no memory. Both give the same bits on a
@@ -23,11 +24,14 @@ from fusetune.members.member import Members
 from fusetune.members.mixing import Mixing
 from fusetune.members.points import Blend, OwnModel
 from fusetune.members.pool import MemberPool
+from fusetune.members.quantised_average import QuantisedAverage
 from fusetune.members.streaming import StreamingAverage
+from fusetune.models.quantised import quantised_layers
 
 __all__ = [
     "AdapterAverage",
     "Average",
+    "QuantisedAverage",
     "ResidentAverage",
     "StreamingAverage",
     "build",
@@ -178,7 +182,8 @@ def build(
     spread = is_dispatched(model)
     if planned.form == "adapters":
         assert isinstance(pool, MemberPool)
-        return AdapterAverage(pool, model, device=device, apart=apart)
+        make = QuantisedAverage if quantised_layers(model) else AdapterAverage
+        return make(pool, model, device=device, apart=apart)
     if planned.form != "streaming" and not spread:
         try:
             return ResidentAverage(pool, model, device=device, host=planned.form == "host")

@@ -42,6 +42,8 @@ class Average(ABC):
             cannot be averaged (integers, booleans).
     """
 
+    takes_quantised = False  # whether the model's layers may be quantised
+
     def __init__(
         self, pool: Members, model: nn.Module | None, tile: int, device: torch.device
     ) -> None:
@@ -51,7 +53,9 @@ class Average(ABC):
         self._k = len(pool.members)
         tensors = pool.tensors
         self.targets: Mapping[str, tuple[Tensor, ...]] = (
-            dict.fromkeys(tensors, ()) if model is None else bind(model, tensors)
+            dict.fromkeys(tensors, ())
+            if model is None
+            else bind(model, tensors, self.takes_quantised)
         )
         self._layout = lay_out(tensors, tile, pool.constant)
         self._scale: float | None = None  # that the constant tensors have in the model

@@ -82,7 +82,7 @@ def choose(
             their merged weights are averaged.
 
     Raises:
-        MemberError: If `form` is "host" without an accelerator.
+        MemberError: If `form` is "host" without an accelerator, or not of a quantised base.
     """
     device = torch.device(device)
     if form == "host" and device.type == "cpu":
@@ -91,14 +91,17 @@ def choose(
             "the CPU.",
             "Choose the form resident or streaming.",
         )
-    if (
-        isinstance(pool, MemberPool)
-        and pool.adapters is not None
-        and form in (None, "adapters")
-    ):
-        needed = adapter_bytes(pool.adapters)
+    adapters = pool.adapters if isinstance(pool, MemberPool) else None
+    if adapters is not None and form in (None, "adapters"):
+        needed = adapter_bytes(adapters)
         rate = _memory_rate(device)
         return _planned(pool, "adapters", needed, available_bytes(device), needed, rate)
+    if adapters is not None and adapters.base.layers:
+        raise MemberError(
+            f"The base model is quantised ({adapters.base.quantisation}): its adapters are "
+            f"averaged beside it, and the form {form} writes into its weights.",
+            "Leave the form open (fuse.averaging: auto).",
+        )
     block, buffers = block_bytes(pool), buffer_bytes(pool)
     needs: dict[Form, tuple[int, torch.device]] = {"resident": (block + buffers, device)}
     if device.type != "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter import PREFIX, AdapterMember
+from fusetune.members.base_tensors import BaseTensors
 from fusetune.members.header import DTYPES, TensorSpec
+from fusetune.models.quantised import (
+    describe,
+    of_weight,
+    quantised_layers,
+    state_of_layer,
+    steady,
+    transposed,
+)
 
 BaseModel = nn.Module | Callable[[], nn.Module]
 """The model without adapters, or a function that loads it."""
@@ -67,33 +76,35 @@ class Base:
                     "The base model has not the weights that the adapters were trained on.",
                     hint="Give the model (and revision) that the training began with.",
                 )
-        return model
+        return steady(model)
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Name → W, as loaded, on the CPU; of tied names only the first, as in files."""
-        seen: set[tuple[object, ...]] = set()
-        found: dict[str, Tensor] = {}
-        state = self.model.state_dict()
-        if any(value.is_meta for value in state.values()):
+    def layers(self) -> Mapping[str, nn.Module]:
+        """The layers whose weights are quantised, by their paths."""
+        return quantised_layers(self.model)
+
+    @property
+    def quantisation(self) -> str:
+        """How they are, as "4bit nf4, double"; empty if there are none."""
+        return describe(self.layers)
+
+    @cached_property
+    def tensors(self) -> BaseTensors:
+        """Name → W, as loaded, on the CPU; of a quantised layer, as it multiplies."""
+        if any(value.is_meta for value in self.model.state_dict().values()):
             raise MemberError(
                 "model.device_map: layers of the base model are not on a device, and adapters "
                 "cannot be averaged into them.",
                 "Take more or larger devices, or a smaller precision.",
             )
-        for name, value in state.items():
-            place = (value.data_ptr(), value.shape, value.stride())
-            if place not in seen or not value.numel():
-                found[name] = value.cpu()
-            seen.add(place)
-        return dict(sorted(found.items()))
+        return BaseTensors(self.model, self.layers)
 
     @cached_property
     def tied(self) -> dict[str, tuple[str, ...]]:
         """Every name that shares its tensor with others → all those names."""
         groups: dict[tuple[object, ...], list[str]] = {}
         for name, value in self.model.state_dict().items():
-            if value.numel():
+            if value.numel() and not of_weight(name, self.layers):
                 groups.setdefault((value.data_ptr(), value.shape), []).append(name)
         shared = [tuple(names) for names in groups.values() if len(names) > 1]
         return {name: names for names in shared for name in names}
@@ -103,18 +114,21 @@ class Base:
         """Name → dtype and shape.
 
         Raises:
-            MemberError: If a weight is quantised, or in a dtype that no file could hold.
+            MemberError: If a weight is quantised otherwise than by bitsandbytes, or in a
+                dtype that no file could hold.
         """
-        strange = [n for n, t in self.tensors.items() if t.dtype not in DTYPES.values()]
-        packed = [n for n, t in self.tensors.items() if _packed(n, t)]
+        specs = {name: self.tensors.spec(name) for name in self.tensors}
+        strange = [n for n, spec in specs.items() if spec.dtype not in DTYPES.values()]
+        packed = [n for n, spec in specs.items() if _packed(n, spec)]
         if strange or packed:
             name = (strange or packed)[0]
             raise MemberError(
-                f"The base model is quantised ({name} is {self.tensors[name].dtype}): the sum "
-                "of base and adapters would be rounded to its few levels.",
-                hint="Give the base model in float32, bfloat16 or float16.",
+                f"The base model is quantised ({name} is {specs[name].dtype}) in a way that is "
+                "not known here: what its layers compute with cannot be told.",
+                hint="Give the base model in float32, bfloat16 or float16, or quantised by "
+                "bitsandbytes.",
             )
-        return {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in self.tensors.items()}
+        return specs
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -130,14 +144,23 @@ class Base:
         """Whether a module keeps its weight as `in x out`: GPT-2's Conv1D, embeddings."""
         from transformers.pytorch_utils import Conv1D  # takes seconds: for adapters alone
 
+        if module in self.layers:
+            return transposed(self.layers[module])
         return isinstance(self.model.get_submodule(module), Conv1D | nn.Embedding)
 
     def keep(self, names: Iterable[str]) -> None:
         """Copy tensors that the model still shares, before it is written into."""
         state = self.model.state_dict()
+        plain = self.tensors.plain
         for name in names:
-            if self.tensors[name].data_ptr() == state[name].data_ptr():
-                self.tensors[name] = self.tensors[name].clone()
+            if name in plain and plain[name].data_ptr() == state[name].data_ptr():
+                plain[name] = plain[name].clone()
+
+    def kept(self, name: str, device: torch.device) -> Tensor | Callable[[], Tensor]:
+        """W on a device, or what makes it there from the levels of a quantised layer."""
+        if name in self.tensors.plain:
+            return self.tensors[name].to(device)
+        return partial(self.tensors.on_device, name)
 
 
 def base_of(adapters: Sequence[AdapterMember], source: BaseModel | None) -> Base:
@@ -152,7 +175,8 @@ def base_sha256(model: nn.Module, replaced: Collection[str] = ()) -> str:
     """Hexadecimal sha256 of the weights that adapters leave alone.
 
     Gives the same for a model as PEFT trains it and for the plain one: modules to save,
-    trained biases and LoRA's own tensors do not count.
+    trained biases and LoRA's own tensors do not count. Of quantised layers the levels and
+    their scales count: other weights, or the same ones quantised otherwise, have another.
 
     Args:
         model: A `PeftModel`, or the base model by itself.
@@ -160,20 +184,32 @@ def base_sha256(model: nn.Module, replaced: Collection[str] = ()) -> str:
     """
     wrapped = is_peft(model)
     digest = hashlib.sha256()
-    for name, parameter in sorted(_base_parameters(model, wrapped), key=itemgetter(0)):
-        if name in replaced or (wrapped and parameter.requires_grad):
+    steady(model)
+    scales = [
+        (f"{_base_name(layer)}.weight.{name}", value)
+        for layer, module in quantised_layers(model).items()
+        for name, value in state_of_layer(module)
+    ]
+    found = [*_base_parameters(model, wrapped), *scales]
+    for name, tensor in sorted(found, key=itemgetter(0)):
+        if name in replaced or (wrapped and tensor.requires_grad):
             continue
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _base_parameters(model: nn.Module, wrapped: bool) -> list[tuple[str, nn.Parameter]]:
+def _base_name(name: str) -> str:
+    """Of a tensor or a layer under PEFT's wrappers: its name without them."""
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".").removesuffix(".base_layer")
+
+
+def _base_parameters(model: nn.Module, wrapped: bool) -> list[tuple[str, Tensor]]:
     if not wrapped:
         return list(model.named_parameters())
     own = ("lora_", ".modules_to_save.", ".original_module.")
     return [
-        (name.removeprefix(PREFIX).replace(".base_layer.", "."), parameter)
+        (_base_name(name), parameter)
         for name, parameter in model.named_parameters()
         if not any(part in name for part in own)
     ]
@@ -217,9 +253,10 @@ def load_base(member: AdapterMember) -> nn.Module:
     options |= {"use_safetensors": True, "trust_remote_code": False}
     try:
         if member.config:
-            options["config"] = transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 member.path, trust_remote_code=False
             )
+            options |= {"config": config, **_quantised_as(config)}
         elif labels and kind != "AutoModel":
             options["num_labels"] = labels[0]
         model: nn.Module = make.from_pretrained(name, **options)
@@ -232,6 +269,15 @@ def load_base(member: AdapterMember) -> nn.Module:
     return model.eval()
 
 
+def _quantised_as(config: Any) -> dict[str, Any]:
+    """How the base was quantised that an adapter was trained on, from its configuration.
+
+    That of stored levels stands in the base's own configuration too.
+    """
+    packed = config.__dict__.pop("quantization_config", None)
+    return {} if packed is None else {"quantization_config": packed, "dtype": config.dtype}
+
+
 def _is_model_class(found: Any) -> bool:
     """Whether a name in a file means a class of models, and nothing else of the library."""
     from transformers import PreTrainedModel
@@ -240,5 +286,5 @@ def _is_model_class(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, (PreTrainedModel, _BaseAutoModelClass))
 
 
-def _packed(name: str, tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.uint8, torch.int8) and name.endswith(".weight")
+def _packed(name: str, spec: TensorSpec) -> bool:
+    return spec.dtype in (torch.uint8, torch.int8) and name.endswith(".weight")

@@ -11,6 +11,7 @@ from fusetune.errors import MemberError
 from fusetune.members.dispatched import offloaded
 from fusetune.members.header import TensorSpec
 from fusetune.members.points import Blend
+from fusetune.models.quantised import describe, of_weight, quantised_layers
 
 SHOWN = 10
 HINT = (
@@ -19,7 +20,15 @@ HINT = (
 )
 
 
-def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[Tensor, ...]]:
+QUANTISED = (
+    "Load the model in float32, bfloat16 or float16, or make the average of adapters with "
+    "fusetune.members.average.plan."
+)
+
+
+def bind(
+    model: nn.Module, tensors: Mapping[str, TensorSpec], takes_quantised: bool = False
+) -> dict[str, tuple[Tensor, ...]]:
     """Name in the members' files → the model's tensors that take its value.
 
     A tied tensor stands once in the files and under several names in the model; it is one
@@ -27,13 +36,28 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple
     non-persistent buffers, which old checkpoints have, go nowhere.
     Of a model on several devices, targets are where its tensors lie.
 
+    Args:
+        model: What will be filled.
+        tensors: Of the members' files.
+        takes_quantised: Whether the caller gives quantised layers their value in a way of its
+            own; their weights have no targets.
+
     Raises:
-        MemberError: If files and model do not name the same tensors, or shapes differ.
+        MemberError: If files and model do not name the same tensors, or shapes differ, or
+            the model is quantised.
     """
+    layers = quantised_layers(model)
+    if layers and not takes_quantised:
+        raise MemberError(
+            f"The model's weights are quantised ({describe(layers)}): an average written into "
+            "them would be rounded to their few levels.",
+            QUANTISED,
+        )
+    elsewhere = {f"{name}.weight" for name in layers}
     state: dict[str, Tensor] = {
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and not of_weight(name, layers)
     } | offloaded(model)
     buffers = {name for name, _ in model.named_buffers()}
     storages: dict[tuple[object, ...], list[str]] = {}
@@ -44,7 +68,7 @@ def bind(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple
         for name, value in state.items()
         if not any(other in tensors for other in storages[_identity(value)])
     ]
-    unexpected = [n for n in tensors if n not in state and n not in buffers]
+    unexpected = [n for n in tensors if n not in {*state, *buffers, *elsewhere}]
     shapes = [
         f"{n} ({tuple(state[n].shape)} in the model, {info.shape} in the members)"
         for n, info in tensors.items()

@@ -50,7 +50,8 @@ def export(
 ) -> Path:
     """Write the fused model so that `from_pretrained(folder)` gives what was evaluated.
 
-    Adapters are merged into their base, unless `form` asks for one adapter.
+    Adapters are merged into their base, unless `form` asks for one adapter. A quantised base
+    is written as the plain weights that its layers stand for.
 
     Files: model.safetensors (or shards and their index), config.json,
     generation_config.json, the tokenizer's, README.md and fusion.json. They are written
@@ -105,15 +106,18 @@ def fusion_record(pool: MemberPool, point: Point) -> dict[str, Any]:
     """What fusion.json always has: the version, and each member with its coefficient.
 
     Of a model of its own, the coefficients are null and "model" is its digest; of weights by
-    layer, they are null and "layers" has those of every group.
+    layer, they are null and "layers" has those of every group. Of a quantised base,
+    "quantization" says how.
     """
     values: Sequence[float | None] = [None] * len(pool)
     own = to_json(point)
     if isinstance(point, FusionWeights | Combination):
         values, own = point.values, {}
+    quantised = "" if pool.adapters is None else pool.adapters.base.quantisation
     return {
         "fusetune": version("fusetune"),
         "fingerprint": pool.fingerprint,
+        **({"quantization": quantised} if quantised else {}),
         **own,
         "members": [
             {"name": m.name, "step": m.step, "weight": weight, "sha256": m.sha256}

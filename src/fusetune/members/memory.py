@@ -34,7 +34,7 @@ def required_bytes(pool: Members) -> int:
 def adapter_bytes(source: AdapterSource) -> int:
     """Bytes of all factors in float32 and of the adapted base weights, which are kept twice.
 
-    It is also what one average reads.
+    Those of quantised layers are not. It is also what one average reads.
     """
     factors = sum(
         member.tensors[key].numel * 4
@@ -43,7 +43,8 @@ def adapter_bytes(source: AdapterSource) -> int:
         for key in (module.a, module.b)
     )
     changed = (*source.weights, *source.biases, *source.whole)
-    return factors + sum(source.tensors[name].nbytes for name in changed)
+    plain = source.base.tensors.plain
+    return factors + sum(source.tensors[name].nbytes for name in changed if name in plain)
 
 
 def available_bytes(device: torch.device) -> int:

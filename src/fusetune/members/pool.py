@@ -182,8 +182,15 @@ class MemberPool:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the members' digests in their order; files are hashed if need be."""
-        return hashlib.sha256("\n".join(m.sha256 for m in self.members).encode()).hexdigest()
+        """sha256 of the members' digests in their order; files are hashed if need be.
+
+        Adapters have the digest of their base in theirs. To those that do not know it, how
+        their base is quantised is added, which makes other models of them.
+        """
+        digests = [m.sha256 for m in self.members]
+        if self.adapters and any(m.base_digest is None for m in self.adapters.members):
+            digests += filter(None, [self.adapters.base.quantisation])
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     @property
     def constant(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.errors import StageError
 from fusetune.evaluation.batching import IndexedBatch
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
@@ -23,6 +24,7 @@ from fusetune.members.average import Average
 from fusetune.members.gradient import differentiable, gradients
 from fusetune.members.points import OwnModel
 from fusetune.members.pool import MemberPool
+from fusetune.members.quantised_average import QuantisedAverage
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.descent import PASS_COST, average_of, backward, cut, passes
 from fusetune.methods.method import FusionResult
@@ -56,10 +58,16 @@ def fisher(
 
     Raises:
         StageError: If the training data are not known, or the evaluator's average is not
-            of this package.
+            of this package, or the base is quantised.
     """
     training = required(origin, "fisher", "the training data").training()
     average = average_of(evaluator, "fisher")
+    if isinstance(average, QuantisedAverage):
+        raise StageError(
+            "The method fisher needs gradients with respect to the base's weights, and these "
+            "are quantised.",
+            hint="Leave fisher out, or load the base in float32, bfloat16 or float16.",
+        )
     scorer = evaluator.scorer("The method fisher")
     k, n = len(pool), len(scorer.encoded)
     started = time.perf_counter()

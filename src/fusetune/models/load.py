@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusetune.errors import FusetuneError, ModelError
-from fusetune.models import gguf, scratch
+from fusetune.models import gguf, quantised_load, scratch
 from fusetune.models.gguf import GGUF
 from fusetune.models.packaged import PACKAGED, locate
 
@@ -32,6 +32,7 @@ class ModelSource:
         allow_pickle: Consent to `.bin` weights.
         device_map: On which devices layers lie, as `from_pretrained` takes it, in models
             that are built to be evaluated or trained; None for one device.
+        quantization: "4bit" or "8bit", for adapters, if the weights are to be quantised.
     """
 
     path: str
@@ -39,6 +40,7 @@ class ModelSource:
     options: dict[str, Any]
     allow_pickle: bool = False
     device_map: str | Mapping[str, str | int] | None = None
+    quantization: str = quantised_load.NONE
 
     def tokenizer(
         self, texts: Callable[[], Iterable[str]] | None = None
@@ -60,22 +62,44 @@ class ModelSource:
         assert isinstance(loaded, PreTrainedTokenizerBase)
         return loaded
 
-    def check(self) -> None:
+    def check(self, adapters: bool = False) -> None:
         """Read the configuration, so that a wrong name is known before any long work.
 
+        Args:
+            adapters: Whether the weights stay as they are, and adapters are trained on them.
+
         Raises:
-            ModelError: If it cannot be read.
+            ModelError: If it cannot be read, or its weights are quantised in a way that does
+                not go together with the rest.
         """
-        config = self.config()
-        packed = getattr(config, "quantization_config", None)
-        if packed is not None and GGUF not in self.options:
+        packed = self._stored()
+        stored = quantised_load.stored_kind(packed)
+        if packed and (stored == quantised_load.NONE or not adapters):
             raise ModelError(
-                f"The weights of {self.label} are quantised "
-                f"({_quantisation(packed)}): a trained or fused weight would be rounded to "
-                "their few levels, which is not supported, for adapters on them neither.",
-                "Give the same model in float32, bfloat16 or float16; a GGUF file is read "
-                "with model.gguf_file and computed in float32.",
+                f"The weights of {self.label} are quantised ({packed['quant_method']}): a "
+                "trained or fused weight would be rounded to their few levels. Only adapters "
+                "on weights of bitsandbytes can be trained and fused.",
+                "Give the same model in float32, bfloat16 or float16, with model.quantization "
+                "and model.lora if memory is short; a GGUF file is read with model.gguf_file "
+                "and computed in float32.",
             )
+        if packed and self.quantization not in (quantised_load.NONE, stored):
+            raise ModelError(
+                f"The weights of {self.label} are stored in {stored}, and model.quantization "
+                f"is {self.quantization}.",
+                "Leave model.quantization out, or give the model that is not quantised.",
+            )
+        if packed or self.quantization != quantised_load.NONE:
+            quantised_load.require_bitsandbytes()
+
+    @property
+    def quantised(self) -> str:
+        """How the weights are, or will be, quantised: "4bit", "8bit" or "none"."""
+        packed = self._stored()
+        return quantised_load.stored_kind(packed) if packed else self.quantization
+
+    def _stored(self) -> Mapping[str, Any]:
+        return {} if GGUF in self.options else quantised_load.stored(self.config())
 
     def config(self) -> Any:
         """The model's configuration.
@@ -87,11 +111,20 @@ class ModelSource:
             "configuration", lambda: gguf.configuration(self.path, **self.options)
         )
 
-    def build(self, make: Callable[..., Any], *, spread: bool = False) -> PreTrainedModel:
+    def build(
+        self,
+        make: Callable[..., Any],
+        *,
+        device: torch.device | None = None,
+        precision: torch.dtype = torch.float32,
+        spread: bool = False,
+    ) -> PreTrainedModel:
         """The model with a task's head.
 
         Args:
             make: `Task.build`; called with the path and the options of loading.
+            device: Where a quantised model computes; needed for that alone.
+            precision: In which such a one multiplies.
             spread: Whether `device_map` counts; without it the model is on the CPU.
 
         Raises:
@@ -100,15 +133,23 @@ class ModelSource:
         """
         safe = None if self.allow_pickle else True
         packed = GGUF in self.options
-        more: dict[str, Any] = {"dtype": torch.float32} if packed else {}
+        fixed: dict[str, Any] = {"dtype": torch.float32} if packed else {}
         if spread and self.device_map is not None:
             wanted = self.device_map
-            more["device_map"] = wanted if isinstance(wanted, str) else dict(wanted)
-        with gguf.converting() if packed else contextlib.nullcontext():
-            loaded = self._guard(
-                "weights",
-                lambda: make(self.path, use_safetensors=safe, **self.options, **more),
+            fixed["device_map"] = wanted if isinstance(wanted, str) else dict(wanted)
+
+        def read(**more: Any) -> Any:
+            return make(self.path, use_safetensors=safe, **self.options, **fixed, **more)
+
+        def read_quantised() -> Any:
+            packed, at = bool(self._stored()), device or torch.device("cpu")
+            return quantised_load.load(
+                read, self.quantised, device=at, precision=precision, packed=packed
             )
+
+        bits = device is not None and self.quantised != quantised_load.NONE
+        with gguf.converting() if packed else contextlib.nullcontext():
+            loaded = self._guard("weights", read_quantised if bits else read)
         assert isinstance(loaded, PreTrainedModel)
         return gguf.unpacked(loaded) if packed else loaded
 
@@ -137,6 +178,7 @@ def resolve(
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     device_map: str | Mapping[str, str | int] | None = None,
+    quantization: str = quantised_load.NONE,
 ) -> ModelSource:
     """Find a model by its name; nothing large is read yet.
 
@@ -149,13 +191,17 @@ def resolve(
         gguf_file: Name of a GGUF file in the folder or at the hub; its weights, tokenizer
             and configuration are taken, and its levels become float32 numbers.
         device_map: See `ModelSource`.
+        quantization: "4bit" or "8bit" to quantise the weights when they are loaded.
 
     Raises:
         ModelError: If the folder does not exist or has no model in it, a packaged model is
-            missing or changed, or a GGUF file cannot be read for want of a package.
+            missing or changed, a GGUF file cannot be read for want of a package, or there are
+            no weights that could be quantised.
     """
+    if quantization != quantised_load.NONE:
+        _check_can_be_quantised(name, gguf_file)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    more = (allow_pickle, device_map)
+    more = (allow_pickle, device_map, quantization)
     if name in PACKAGED:
         gguf_file = PACKAGED[name].gguf_file
     if gguf_file is not None:
@@ -180,9 +226,19 @@ def resolve(
     return ModelSource(name, name, options, *more)
 
 
-def _quantisation(packed: Any) -> str:
-    found = packed if isinstance(packed, dict) else packed.to_dict()
-    return str(found.get("quant_method", "of an unknown method"))
+def _check_can_be_quantised(name: str, gguf_file: str | None) -> None:
+    if gguf_file is not None or name in PACKAGED:
+        raise ModelError(
+            f"The weights of {name} come from a GGUF file, which holds levels already: "
+            "quantised once more, they would be rounded twice.",
+            "Leave model.quantization out, or give the model's safetensors files.",
+        )
+    if name in scratch.names() or scratch.without_weights(Path(name).expanduser()):
+        raise ModelError(
+            f"{name} has no weights: they would be drawn at random, quantised, and never "
+            "trained.",
+            "Leave model.quantization out, or give a pretrained model.",
+        )
 
 
 def _check_folder(path: Path, allow_pickle: bool, gguf_file: str | None = None) -> None:

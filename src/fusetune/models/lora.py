@@ -18,6 +18,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from fusetune.errors import ModelError, RecipeError
+from fusetune.models.quantised import quantised_layers
 
 # Ending of a model's class → PEFT's task type, and whether all beside the backbone is new.
 TASK_TYPES: Mapping[str, tuple[str | None, bool]] = {
@@ -110,7 +111,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
     """
     peft = require_peft()
     kind, new_head = _kind(model)
-    heads = _beside_backbone(model) if new_head else []
+    heads = beside_backbone(model) if new_head else []
     targets = settings.target_modules
     try:
         config = peft.LoraConfig(
@@ -131,6 +132,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             wrapped: Any = peft.get_peft_model(model, config)
+        if quantised_layers(model):
+            _train_in_float32(wrapped)
     except (ValueError, TypeError, KeyError) as error:
         raise RecipeError(
             f"model.lora: PEFT cannot adapt {type(model).__name__}: "
@@ -148,7 +151,14 @@ def _kind(model: PreTrainedModel) -> tuple[str | None, bool]:
     return None, False
 
 
-def _beside_backbone(model: PreTrainedModel) -> list[str]:
+def _train_in_float32(model: PreTrainedModel) -> None:
+    """What trains on a quantised base: a head in 16 bits would lose small steps."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize == 2:
+            parameter.data = parameter.data.float()
+
+
+def beside_backbone(model: PreTrainedModel) -> list[str]:
     """Direct parts of a model that are not its backbone and have parameters: its head."""
     backbone = model.base_model
     return [

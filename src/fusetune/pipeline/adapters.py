@@ -27,6 +27,12 @@ def describe(
         **({"export": dict(exported)} if exported else {}),
     }
     notes = []
+    quantised = average.source.base.quantisation
+    if quantised:
+        found["quantization"] = quantised
+        notes.append(
+            f"The base model is quantised ({quantised}). {_written(quantised, exported)}"
+        )
     if distance is not None and average.apart:
         notes.append(
             f"A and B were averaged apart; that is {distance:.2%} of the change of the weights "
@@ -43,3 +49,14 @@ def describe(
             f"{exported['relative_error']:.2%} of the change of the weights (Frobenius norm)."
         )
     return found, notes
+
+
+def _written(quantised: str, exported: Mapping[str, Any]) -> str:
+    if exported:
+        return "The adapter in fused/ belongs on the base quantised in the same way."
+    if "8bit" not in quantised:
+        return "fused/ holds the plain weights that it stands for: what was evaluated."
+    return (
+        "fused/ holds the plain weights that it stands for; the layers that were evaluated "
+        "round their inputs to 8 bits as well."
+    )

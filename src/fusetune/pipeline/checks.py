@@ -6,15 +6,18 @@ import math
 from collections.abc import Sequence
 
 from fusetune.errors import RecipeError
+from fusetune.members.base import Base
 from fusetune.members.base_member import check_base_tensors, state_of
 from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
 from fusetune.members.member import Member
 from fusetune.models.lora import require_peft
+from fusetune.models.quantised import merged_bytes, quantised_layers
 from fusetune.optimization import RIVALS, rivals
 from fusetune.pipeline import existing, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import extremes
+from fusetune.recipe import quantisation_problems
 from fusetune.tasks.task import OfModel
 from fusetune.training import arguments
 from fusetune.training.collect import plan_steps
@@ -28,7 +31,9 @@ def check(context: Context) -> None:
             the disk does not fit.
     """
     recipe = context.recipe
-    context.source.check()
+    context.source.check(adapters=recipe.model.lora is not None)
+    if problems := quantisation_problems(context.source.quantised, recipe):
+        raise RecipeError(f"{context.source.label} is quantised: {'; '.join(problems)}.")
     _ = context.device, context.precision, context.tokenizer
     _ = context.constraint
     starts.check(context)
@@ -119,10 +124,12 @@ def _check_model(context: Context, members: Sequence[Member]) -> tuple[int, int]
     make = context.model_maker(recipe.search.variant if light else "full")
     model = context.base() if exist else make()
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-    size = sum(nbytes for nbytes, _ in sizes)
+    size = merged_bytes(model)
     if "otfusion" in recipe.fuse.rows:
         plain = model if context.lora is None or exist else context.base()
         shapes = {name: tuple(p.shape) for name, p in plain.state_dict().items()}
+        if quantised_layers(plain):
+            shapes = {name: spec.shape for name, spec in Base(plain).specs.items()}
         find_blocks(plain.config.to_dict(), shapes)
     if recipe.fuse.base_member and members and context.lora is None:
         specs = members[0].tensors

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import optuna
 import torch
 from optuna.trial import FrozenTrial
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fusetune.errors import DataError
@@ -16,6 +17,7 @@ from fusetune.evaluation.racing import StagedScorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
+from fusetune.members.base import Base
 from fusetune.methods.origin import Origin
 from fusetune.models.device import (
     DTYPES,
@@ -26,6 +28,7 @@ from fusetune.models.device import (
 from fusetune.models.light import freeze_layers
 from fusetune.models.load import ModelSource, resolve
 from fusetune.models.lora import LoraSettings, add_lora
+from fusetune.models.quantised import quantised_layers
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
@@ -83,7 +86,12 @@ class Context:
             trust_remote_code=section.trust_remote_code,
             gguf_file=section.gguf_file,
             device_map=section.device_map,
+            quantization=section.quantization,
         )
+
+    def _build(self, make: Callable[..., Any], *, spread: bool = False) -> PreTrainedModel:
+        precision = DTYPES[self.precision]
+        return self.source.build(make, device=self.device, precision=precision, spread=spread)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -221,7 +229,11 @@ class Context:
     @cached_property
     def origin(self) -> Origin:
         """θ_0 and the training split, for methods that need them."""
-        return Origin(lambda: dict(self.base().state_dict()), lambda: self.scorer("train"))
+        return Origin(self._initial, lambda: self.scorer("train"))
+
+    def _initial(self) -> Mapping[str, Tensor]:
+        base = self.base()
+        return Base(base).tensors if quantised_layers(base) else dict(base.state_dict())
 
     def base(self, *, spread: bool = False) -> PreTrainedModel:
         """The pretrained model with the new head that every training begins with.
@@ -229,7 +241,7 @@ class Context:
         `spread` lays it where `model.device_map` says; otherwise it is on the CPU.
         """
         set_seed(self.recipe.seed)  # as the training does
-        model = self.source.build(self.task.build, spread=spread)
+        model = self._build(self.task.build, spread=spread)
         model.eval()
         return model
 
@@ -245,7 +257,7 @@ class Context:
             return built[0]
 
         set_seed(self.recipe.seed)
-        return self.source.build(make).eval(), frozenset(drawn)
+        return self._build(make).eval(), frozenset(drawn)
 
     @property
     def lora(self) -> LoraSettings | None:
@@ -257,7 +269,7 @@ class Context:
         """A function that builds the model, in full or as a light variant."""
 
         def make() -> PreTrainedModel:
-            model = self.source.build(self.task.build, spread=True)
+            model = self._build(self.task.build, spread=True)
             require_trainable(model)
             lora = self.lora
             if lora is not None:

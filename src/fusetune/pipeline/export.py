@@ -66,6 +66,13 @@ def export_model(
     bench = open_members(context)
     chosen, extra = _chosen(context, bench, method or str(record["chosen"]), weights, pick)
     if mergekit is not None:
+        adapters = bench.pool.adapters
+        if adapters is not None and adapters.base.layers:
+            raise RunError(
+                "mergekit would lay the adapters on the base's own weights, and this run's are "
+                f"quantised ({adapters.base.quantisation}).",
+                "Write the model itself, with --out.",
+            )
         if bench.apart:
             raise RunError(
                 "mergekit averages whole models, and fuse.adapters of this run is factors.",

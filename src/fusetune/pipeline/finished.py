@@ -13,6 +13,7 @@ from fusetune.members.base import HEADS
 from fusetune.members.formats import TOKENIZER_FILES
 from fusetune.members.member import Member, architectures
 from fusetune.models.load import PICKLED
+from fusetune.models.quantised_load import stored_kind
 
 CLASSIFICATION, REGRESSION = "sequence-classification", "regression"
 SPANS, GENERATION = "span-question-answering", "generation"
@@ -48,6 +49,8 @@ class Finished:
             neither lies beside the checkpoint.
         revision: Of that hub id.
         lora: The recipe's section `model.lora` of an adapter; None for a whole model.
+        quantization: The recipe's `model.quantization` of an adapter's base; "none" as well
+            where the files do not say it.
     """
 
     architecture: str
@@ -57,6 +60,7 @@ class Finished:
     model: str | None
     revision: str | None
     lora: Mapping[str, Any] | None
+    quantization: str
 
 
 def read(member: Member, kind: str | None = None) -> Finished:
@@ -97,6 +101,7 @@ def read(member: Member, kind: str | None = None) -> Finished:
         model=_beside(member.path) if adapter is None else _base(member),
         revision=(adapter or {}).get("revision"),
         lora=None if adapter is None else _lora(adapter),
+        quantization=stored_kind(config.get("quantization_config") or {}),
     )
 
 

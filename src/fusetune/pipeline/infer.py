@@ -169,6 +169,8 @@ def _model(wanted: Wanted, found: Finished, member: Member, asked: list[str]) ->
         section["revision"] = found.revision
     if found.lora is not None:
         section["lora"] = dict(found.lora)
+        if found.quantization != "none":
+            section["quantization"] = found.quantization
     return section
 
 
