@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGE = ("lightning", "lm_eval", "mlflow", "psycopg", "ray", "tensorboard", "trl", "setfit")
+LARGE = (
+    "bitsandbytes", "lightning", "lm_eval", "mlflow", "psycopg", "ray", "setfit", "tensorboard",
+    "trl",
+)  # fmt: skip
 """Packages that `make setup` does not install, and tests skip without."""
 
 
@@ -58,7 +61,7 @@ def test_what_needs_large_packages_is_tried_with_them() -> None:
     script = (ROOT / ".ci/extras").read_text(encoding="utf-8")
     listed = re.findall(r"^    (tests/\S+\.py)$", script, flags=re.MULTILINE)
     needs = re.compile(
-        rf"""importorskip\((?:package|["'](?:{"|".join(LARGE)})["'])|environ.get\("MERGEKIT_YAML"""
+        rf"""(?:importorskip|find_spec)\((?:package|["'](?:{"|".join(LARGE)})["'])|environ.get\("MERGEKIT_YAML"""
     )
     assert listed == sorted(
         str(file.relative_to(ROOT))
