@@ -38,6 +38,19 @@ def test_the_same_recipe_goes_on(folder: RunFolder) -> None:
     assert folder.check_recipe(recipe("executor.kind=serial"), stage=None, force=False) is None
 
 
+def test_keys_that_an_older_version_did_not_have_are_at_their_defaults(
+    folder: RunFolder,
+) -> None:
+    lines = folder.recipe_file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "quantization:" not in line]
+    assert len(kept) < len(lines)
+    folder.recipe_file.write_text("".join(kept))
+    assert folder.check_recipe(recipe(), stage=None, force=False) is None
+    assert folder.changes(recipe("seed=3")) == {"seed": "41 → 3"}
+    folder.recipe_file.write_text("".join([*kept, "gone: 1\n"]))  # of a version that had it
+    assert "gone" in folder.changes(recipe())
+
+
 def test_another_recipe_is_refused_with_what_differs(folder: RunFolder) -> None:
     with pytest.raises(RunError, match=r"fuse\.evaluations: 90 → 30(.|\n)*--force"):
         folder.check_recipe(recipe("fuse.evaluations=30"), stage=None, force=False)

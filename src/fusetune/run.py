@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fusetune.errors import RecipeError, RunError
 from fusetune.members.claim import claimed
 from fusetune.members.disk import write_json, write_text
@@ -237,7 +239,7 @@ class RunFolder:
     def changes(self, recipe: Recipe) -> dict[str, str]:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
         stored = self.stored_recipe()
-        changed = difference(stored, recipe.public()) if stored is not None else {}
+        changed = {} if stored is None else difference(_completed(stored), recipe.public())
         return {
             k: v
             for k, v in changed.items()
@@ -308,6 +310,14 @@ class RunFolder:
 
     def _record(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
+
+
+def _completed(stored: dict[str, Any]) -> Mapping[str, Any]:
+    """A stored recipe with the defaults of keys that its version of fusetune did not have."""
+    try:
+        return Recipe.model_validate(stored).public()
+    except ValidationError:  # of a version that knew other keys: what differs is shown
+        return stored
 
 
 def _concerns(stage: str, key: str, recipe: Recipe) -> bool:
