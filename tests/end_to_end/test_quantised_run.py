@@ -113,10 +113,10 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_members(
     run(wanted, path, stage="search")
     save = MemberCollector.save
 
-    def cut_off(self: MemberCollector, model: nn.Module, step: int, epoch: float) -> Path:
+    def cut_off(self: MemberCollector, *member: Any) -> Path:
         if len(list(self.folder.glob("step-*"))) == 2:
             raise KeyboardInterrupt
-        return save(self, model, step, epoch)
+        return save(self, *member)
 
     monkeypatch.setattr(MemberCollector, "save", cut_off)
     with pytest.raises(KeyboardInterrupt):

@@ -66,7 +66,11 @@ def bench(folder: Path, **fuse: Any) -> tuple[Workbench, list[str]]:
     notes: list[str] = []
     defaults = {"candidates_per_pass": "auto", "compile": False, "adapters": "exact"}
     section = SimpleNamespace(**{**defaults, **fuse})
-    recipe = SimpleNamespace(fuse=section, executor=SimpleNamespace(kind="serial"))
+    recipe = SimpleNamespace(
+        fuse=section,
+        executor=SimpleNamespace(kind="serial"),
+        model=SimpleNamespace(device_map=None),
+    )
     context = SimpleNamespace(recipe=recipe, scorer=scorers.get, note=notes.append, task=task)
     made = Workbench(pool, cast(Context, context), folder / "kept", section.compile)
     made.__dict__["average"] = ResidentAverage(pool, Bag().eval())

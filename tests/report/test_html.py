@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from fusetune.objective import LOSS, Objective
 from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
@@ -135,40 +131,3 @@ def test_one_objective_and_a_metric_to_be_minimised(record: Record, results: Res
             hypervolume=(),
         )
     )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("chromium") is None, reason="there is no chromium to look with"
-)
-def test_every_figure_is_drawn_without_errors(record: Record, tmp_path: Path) -> None:
-    write(record(), tmp_path / "report.html")
-    command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=8000",
-        "--window-size=1000,20000",  # figures are drawn when they come near
-        "--dump-dom",
-        (tmp_path / "report.html").as_uri(),
-    ]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in shown.stderr
-    assert "Uncaught" not in shown.stderr
-    # What is folded away is drawn when it is opened.
-    open_parts = re.sub(
-        r"<details(?! open)[^>]*>.*?</details>", "", shown.stdout, flags=re.DOTALL
-    )
-    boxes = re.findall(r'<div [^>]*class="plot(?: js-plotly-plot)?"', open_parts)
-    drawn = [box for box in boxes if "js-plotly-plot" in box]
-    assert len(boxes) >= 6
-    assert len(drawn) == len(boxes)
-    assert shown.stdout.count('class="main-svg"') >= len(boxes)
