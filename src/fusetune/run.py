@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fusetune.errors import RecipeError, RunError
-from fusetune.members.claim import claimed
+from fusetune.members.claim import claimed, refuse_links_out
 from fusetune.members.disk import write_json, write_text
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference
@@ -291,22 +290,8 @@ class RunFolder:
                 leads out of it.
         """
         with claimed(self.path, "The run folder"):
-            self._check_links(self.path)
+            refuse_links_out(self.path)
             yield
-
-    def _check_links(self, folder: Path) -> None:
-        """Refuse links out of the run folder: what is written here must not land elsewhere."""
-        home = self.path.resolve()
-        for entry in os.scandir(folder):
-            if entry.is_symlink():
-                target = Path(os.path.realpath(entry.path))
-                if not target.is_relative_to(home):
-                    raise RunError(
-                        f"{entry.path} is a link that leaves the run folder, to {target}.",
-                        "Remove it; to keep a run elsewhere, give that folder with --out.",
-                    )
-            elif entry.is_dir():
-                self._check_links(Path(entry.path))
 
     def _record(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"

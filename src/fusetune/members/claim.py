@@ -103,6 +103,28 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+def refuse_links_out(home: Path, folder: Path | None = None) -> None:
+    """Check that no link in a folder leads out of it: what is written must not land elsewhere.
+
+    Args:
+        home: The folder.
+        folder: The part of it to look through; all of it by default.
+
+    Raises:
+        RunError: If one does.
+    """
+    for entry in os.scandir(folder or home):
+        if entry.is_symlink():
+            target = Path(os.path.realpath(entry.path))
+            if not target.is_relative_to(home.resolve()):
+                raise RunError(
+                    f"{entry.path} is a link that leaves the run folder, to {target}.",
+                    "Remove it; to keep a run elsewhere, give that folder with --out.",
+                )
+        elif entry.is_dir():
+            refuse_links_out(home, Path(entry.path))
+
+
 def _lock(file: TextIO, folder: Path) -> None:
     """Take the lock, at once or never; after a holder's death, once its children are gone."""
     deadline = time.monotonic() + PATIENCE
