@@ -37,7 +37,7 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, create_trial
-from sqlalchemy import func
+from sqlalchemy import func, select
 
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS, Objective
@@ -146,6 +146,9 @@ def insert(storage: RDBStorage, study: int, trials: list[FrozenTrial]) -> None:
                 )
         for model, made in rows.items():
             session.execute(model.__table__.insert(), made)
+        if storage.engine.dialect.name == "postgresql":  # its own count knows nothing of these
+            place = func.pg_get_serial_sequence("trials", "trial_id")
+            session.execute(select(func.setval(place, last + len(trials))))
 
 
 def stored(location: str, count: int) -> dict[str, float]:
