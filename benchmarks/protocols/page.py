@@ -112,7 +112,7 @@ def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
         f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
         f"[{low:+.2f}, {high:+.2f}], p = {found['gain_p_value']:.3f} (over runs "
         f"{found['gain_p_value_runs']:.3f}); {part}; place {found['rank']} of "
-        f"{found['candidates']} candidates. {found['runs']} runs: {tasks}.\n\n"
+        f"{found['candidates']} candidates. Runs: {found['runs']}, of {tasks}.\n\n"
         f"By task: {singly}.\n"
     )
 
