@@ -68,7 +68,8 @@ def bind(
         for name, value in state.items()
         if not any(other in tensors for other in storages[_identity(value)])
     ]
-    unexpected = [n for n in tensors if n not in {*state, *buffers, *elsewhere}]
+    known = {*state, *buffers, *elsewhere}
+    unexpected = [n for n in tensors if n not in known]
     shapes = [
         f"{n} ({tuple(state[n].shape)} in the model, {info.shape} in the members)"
         for n, info in tensors.items()

@@ -142,9 +142,9 @@ class ModelSource:
             return make(self.path, use_safetensors=safe, **self.options, **fixed, **more)
 
         def read_quantised() -> Any:
-            packed, at = bool(self._stored()), device or torch.device("cpu")
+            at, stored = device or torch.device("cpu"), bool(self._stored())
             return quantised_load.load(
-                read, self.quantised, device=at, precision=precision, packed=packed
+                read, self.quantised, device=at, precision=precision, packed=stored
             )
 
         bits = device is not None and self.quantised != quantised_load.NONE
