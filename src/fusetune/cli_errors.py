@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,13 +11,19 @@ import typer
 from fusetune.errors import FusetuneError
 
 
+def first_process() -> bool:
+    """Whether this one speaks, of the processes that a launcher may have started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """One clear message and exit code 2 for a user's mistake, 130 for Ctrl-C."""
     try:
         yield
     except FusetuneError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        if first_process():
+            typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.secho(

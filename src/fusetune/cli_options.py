@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusetune.cli_errors import first_process
 from fusetune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -111,10 +112,13 @@ def run_stages(
     recipe: Recipe, out: Path, stage: str | None, *, force: bool, quiet: bool, verbose: bool
 ) -> None:
     """Run all stages of a recipe, or one, and show how it goes."""
-    if not quiet:
+    if not quiet and first_process():
         typer.echo("fusetune: reading the data and the model …")
     from fusetune.pipeline import run as run_pipeline
     from fusetune.pipeline.display import Display
+    from fusetune.pipeline.together import joined
 
-    display = Display(quiet=quiet, verbose=verbose)
-    run_pipeline(recipe, out, stage=stage, force=force, display=display)
+    with joined(recipe) as leads:
+        if leads:
+            display = Display(quiet=quiet, verbose=verbose)
+            run_pipeline(recipe, out, stage=stage, force=force, display=display)

@@ -38,6 +38,18 @@ class Counted(Protocol):
         ...
 
 
+def evaluate(
+    average: Average, model: nn.Module, score: Callable[[nn.Module], Evaluation], point: Point
+) -> Evaluation:
+    """Make the model that of the point and score it, with the seconds of both."""
+    started = time.perf_counter()
+    average.into_model(point)
+    averaging = time.perf_counter() - started
+    scored = score(model)
+    seconds = time.perf_counter() - started
+    return Evaluation(scored.values, scored.outputs, seconds, averaging)
+
+
 class Evaluator:
     """Evaluates θ̄(w) on one split and counts what it was asked for.
 
@@ -49,6 +61,8 @@ class Evaluator:
         store: Remembers evaluations; shared by the evaluators of one split.
         per_pass: How many models `prefetch` evaluates at once; see `candidates.plan`.
         elsewhere: Makes an evaluator like this one in another process; None if nothing can.
+        together: Evaluates a point in several processes at once, which share the model or the
+            batches; None if this one does it alone.
 
     Attributes:
         evaluations: How many distinct w this evaluator was asked for, remembered or not.
@@ -64,6 +78,7 @@ class Evaluator:
         store: EvaluationStore,
         per_pass: int = 1,
         elsewhere: Callable[[], Evaluator] | None = None,
+        together: Callable[[Point], Evaluation] | None = None,
     ) -> None:
         self.average = average
         self.model = model
@@ -72,6 +87,7 @@ class Evaluator:
         self.store = store
         self.per_pass = per_pass
         self.elsewhere = elsewhere
+        self.together = together
         self._asked: dict[Point, Evaluation] = {}
 
     @property
@@ -108,20 +124,18 @@ class Evaluator:
 
     def fresh(self) -> Evaluator:
         """The same evaluator with its counters at zero, for the next method."""
-        settings = (self.objectives, self.store, self.per_pass, self.elsewhere)
+        settings = (self.objectives, self.store, self.per_pass, self.elsewhere, self.together)
         return Evaluator(self.average, self.model, self.score, *settings)
 
     def __call__(self, point: Point) -> Evaluation:
         """The values of θ̄(w): from the store if it was evaluated before."""
         evaluation = self._asked.get(point) or self.store.get(point)
         if evaluation is None:
-            started = time.perf_counter()
-            self.average.into_model(point)
-            averaging = time.perf_counter() - started
-            scored = self.score(self.model)
-            seconds = time.perf_counter() - started
-            read = self._read(point)
-            evaluation = Evaluation(scored.values, scored.outputs, seconds, averaging, read)
+            if self.together is not None:
+                found = self.together(point)
+            else:
+                found = evaluate(self.average, self.model, self.score, point)
+            evaluation = replace(found, read=self._read(point))
             self.store.put(point, evaluation)
         self._asked[point] = evaluation
         return evaluation

@@ -12,7 +12,7 @@ from fusetune.errors import RecipeError, closest
 if TYPE_CHECKING:
     from fusetune.executors.executor import Executor
 
-_OTHER = ("executor", "backlog", "cluster", "worker")  # what the kinds share
+_OTHER = ("executor", "backlog", "cluster", "worker", "group")  # no kinds
 
 
 def kinds() -> tuple[str, ...]:

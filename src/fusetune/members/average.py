@@ -19,6 +19,7 @@ from fusetune.members.adapter_average import AdapterAverage
 from fusetune.members.averaging import Average
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
 from fusetune.members.dispatched import is_dispatched
+from fusetune.members.fully_sharded import is_sharded
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
 from fusetune.members.mixing import Mixing
@@ -49,7 +50,8 @@ class ResidentAverage(Average):
     """All members in memory; the model's parameters are views on one buffer per dtype.
 
     Memory is k copies of the members as stored plus the buffer (`required_bytes`). A
-    model tensor whose dtype is not the buffer's (a bfloat16 model) is written by a copy.
+    model tensor whose dtype is not the buffer's (a bfloat16 model) is written by a copy, and so
+    are the rows of a model that is spread over processes.
 
     Args:
         pool: k members.
@@ -68,7 +70,9 @@ class ResidentAverage(Average):
     ) -> None:
         device = torch.device(device)
         self._home = CPU if host else device
-        model.to(device)
+        spread = is_sharded(model)
+        if not spread:
+            model.to(device)
         tile = TILE if device.type == "cpu" else DEVICE_TILE
         super().__init__(pool, model, tile, device)
         self._blocks: dict[torch.dtype, Tensor] = {}
@@ -82,7 +86,7 @@ class ResidentAverage(Average):
             for slot in group.slots:
                 part = flat[slot.start : slot.stop].view(slot.shape)
                 for target in self.targets[slot.name]:
-                    shares = target.dtype == flat.dtype
+                    shares = target.dtype == flat.dtype and not spread
                     (self._views if shares else self._copies).append((target, part))
         for target, part in self._views:
             part.copy_(target.detach())
@@ -176,23 +180,25 @@ def build(
 
     One that lies on several devices stays there, and averages are written into its tensors
     piece by piece: the members are read from the disk, and no process has the model twice.
-    So they are if the memory is not there after all.
+    So they are if the memory is not there after all. Of a model that is spread over processes,
+    each has its own rows, in the form of the plan.
     """
     device = torch.device(device)
-    spread = is_dispatched(model)
+    dispatched = is_dispatched(model)
+    stays = dispatched or is_sharded(model)
     if planned.form == "adapters":
         assert isinstance(pool, MemberPool)
         make = QuantisedAverage if quantised_layers(model) else AdapterAverage
         return make(pool, model, device=device, apart=apart)
-    if planned.form != "streaming" and not spread:
+    if planned.form != "streaming" and not dispatched:
         try:
             return ResidentAverage(pool, model, device=device, host=planned.form == "host")
         except (MemoryError, RuntimeError) as error:
             if not (isinstance(error, MemoryError) or "memory" in str(error)):
                 raise
             logger.warning("The memory for all members could not be had (%s).", error)
-    elif not spread:
+    elif not dispatched:
         logger.warning("The memory does not hold all members: %s.", planned)
-    if not spread:
+    if not stays:
         model.to(device)
     return StreamingAverage(pool, model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import MemberError
 from fusetune.members.dispatched import offloaded
+from fusetune.members.fully_sharded import own_state
 from fusetune.members.header import TensorSpec
 from fusetune.members.points import Blend
 from fusetune.models.quantised import describe, of_weight, quantised_layers
@@ -34,7 +35,8 @@ def bind(
     A tied tensor stands once in the files and under several names in the model; it is one
     target. If the files have it under several names, the first takes the value. Names of
     non-persistent buffers, which old checkpoints have, go nowhere.
-    Of a model on several devices, targets are where its tensors lie.
+    Of a model on several devices, targets are where its tensors lie; of one that is spread over
+    processes, they are this one's rows.
 
     Args:
         model: What will be filled.
@@ -56,7 +58,7 @@ def bind(
     elsewhere = {f"{name}.weight" for name in layers}
     state: dict[str, Tensor] = {
         name: value
-        for name, value in model.state_dict(keep_vars=True).items()
+        for name, value in own_state(model).items()
         if isinstance(value, Tensor) and not of_weight(name, layers)
     } | offloaded(model)
     buffers = {name for name, _ in model.named_buffers()}
@@ -94,7 +96,7 @@ def bind(
 def tied_names(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> list[tuple[str, ...]]:
     """Groups of two or more names in the files that are one tensor in the model."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name, value in (model.state_dict(keep_vars=True) | offloaded(model)).items():
+    for name, value in (own_state(model) | offloaded(model)).items():
         if name in tensors and isinstance(value, Tensor):
             groups.setdefault(_identity(value), []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]

@@ -94,6 +94,7 @@ def _check_training(context: Context, size: int, kept: int) -> None:
             precision=context.precision,
         )
         batch = settings.train_batch_size * settings.gradient_accumulation_steps
+        batch *= settings.world_size
         epoch_steps = math.ceil(rows / batch)
         total = (
             settings.max_steps

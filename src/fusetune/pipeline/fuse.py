@@ -211,7 +211,7 @@ def _write_fused(
         adapter=form.adapter,
     )
     export(
-        bench.average,
+        bench.writer,
         result.point,
         bench.pool,
         context.folder.fused,

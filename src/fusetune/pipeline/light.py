@@ -20,6 +20,7 @@ from fusetune.errors import StageError
 from fusetune.evaluation.batching import CPU_TOKENS, GPU_TOKENS, token_batches
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.scorer import Scorer
+from fusetune.executors.group import current
 from fusetune.members.disk import require_space
 from fusetune.models import prefix, prefix_cache
 from fusetune.models.device import DTYPES
@@ -107,6 +108,8 @@ class _Cached:
             raise PrefixError("model.device_map lays the model on several devices")
         if context.device.type == "cuda" and torch.cuda.device_count() > 1:
             raise PrefixError("the Trainer copies the model to several GPUs")
+        if current() is not None:
+            raise PrefixError("several processes train one model")
 
     def parts(self) -> TrialParts:
         context = self.context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.executors.executor import Work
+from fusetune.executors.group import current
 from fusetune.members.points import to_json
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.promise import Mark
@@ -31,6 +33,7 @@ from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
 from fusetune.pipeline.light import TrialParts, trial_parts
 from fusetune.pipeline.shared import SharedTraining
 from fusetune.pipeline.space import distributions
+from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel
 from fusetune.pipeline.workbench import Workbench, open_pool
 from fusetune.recipe import Recipe
@@ -168,7 +171,12 @@ class _Evaluate:
         if found is not None:
             stopped = any(self._check(report, *check) for check in found.history)
             return found, stopped, found.seconds
-        training, stopped = self._train(params, number, report, folder)
+        group = current()
+        tell = report if group is None else lambda *check: group.same(report(*check))
+        work = functools.partial(self._train, params, number, tell, folder)
+        training, stopped = together(
+            self.context, work, _train_along, type(self), params, number
+        )
         if self.shared and not stopped and number < _starts(recipe):
             self.shared.keep(recipe, members, training)
         return training, stopped, 0.0
@@ -191,7 +199,7 @@ class _Evaluate:
         checks = min(max(round(epochs * CHECKS_PER_EPOCH), CHECKS[0]), CHECKS[1])
         parts = self.parts
         start = FirstModel(parts.make_model, recipe)
-        watch = ValidationWatch(parts.score, checks, check)
+        watch = ValidationWatch(lockstep(parts.score), checks, check)
         progress = ProgressReporter(lambda step, total: self.bar.update(number + step / total))
         callbacks: list[TrainerCallback] = [watch, progress]
         collector = MemberCollector(
@@ -259,6 +267,20 @@ class _Evaluate:
     def _more(self, evaluator: Evaluator, k: int) -> dict[str, Any]:
         """What else is to be kept with a trial whose k members were fused."""
         return {}
+
+
+def _train_along(
+    context: Context, kind: type[_Evaluate], params: dict[str, Any], number: int
+) -> None:
+    """Of a group's other processes: their part of the training of a trial."""
+    group = current()
+    assert group is not None
+    evaluate = kind(context, context.task.objectives[1], Bar(None, None))
+    folder = context.folder.work / f"trial-{number:04d}-process-{group.rank}"
+    try:
+        evaluate._train(params, number, lambda *check: group.same(False), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _starts(recipe: Recipe) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -18,6 +19,7 @@ from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrials
 from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.pipeline.together import together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
 from fusetune.training.collect import MemberCollector, member_name
 from fusetune.training.trajectory import train as train_trajectory
@@ -73,8 +75,12 @@ def _trajectory(
     if path.is_file():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
-    kept = _taken_over(context, trajectory) or _shared(context, trajectory)
-    record = kept or _trained(context, trajectory, count, bar, folder)
+    work = functools.partial(_trained, context, trajectory, count, bar, folder)
+    record = (
+        _taken_over(context, trajectory)
+        or _shared(context, trajectory)
+        or together(context, work, _train_along, trajectory, folder.name)
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     shutil.rmtree(folder, ignore_errors=True)  # its checkpoints, large ones
@@ -108,6 +114,11 @@ def _shared(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
     trial = found.trial
     record = _record(trajectory, trial.steps, trial.members, trial.start, started, False)
     return {**record, "seconds": record["seconds"] + found.seconds}
+
+
+def _train_along(context: Context, trajectory: Trajectory, folder: str) -> None:
+    """Of a group's other processes: their part of a training."""
+    _trained(context, trajectory, 1, Bar(None, None), context.folder.work / folder)
 
 
 def _trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +15,29 @@ from torch import nn
 from fusetune.errors import RunError
 from fusetune.evaluation import candidates
 from fusetune.evaluation.compiled import compiled_scorer
-from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.evaluation import Evaluation
+from fusetune.evaluation.evaluator import Evaluator, evaluate
+from fusetune.evaluation.lockstep import Lockstep
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
+from fusetune.executors.group import current
 from fusetune.members.adapter import AdapterMember
-from fusetune.members.average import Average, build
+from fusetune.members.average import Average, build, for_files
 from fusetune.members.averaging_plan import AveragingPlan, Form, choose
 from fusetune.members.base_member import add_base, state_of, write_base
+from fusetune.members.fully_sharded import OwnRows
 from fusetune.members.manifest import read_manifest
+from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.existing import open_recorded
 from fusetune.pipeline.remote import FusionWork
+from fusetune.pipeline.together import memory_limit, spread, spreads, together
 from fusetune.tasks.task import SplitName
+
+_along: list[Workbench] = []
+"""Of a group's other processes: what the last `_open_along` made."""
 
 
 @dataclass
@@ -54,17 +64,33 @@ class Workbench:
         form: Form | None = None if wanted == "auto" or self.apart else wanted
         if self.context.recipe.model.device_map is not None and self.pool.adapters is None:
             form = "streaming"  # into the parameters where they lie
-        return choose(self.pool, device=self.context.device, form=form)
+        limit = None if current() is None else memory_limit(self.context)
+        return choose(self.pool, device=self.context.device, form=form, limit=limit)
 
     @cached_property
     def average(self) -> Average:
-        """The members, ready to be averaged into one model."""
+        """The members, ready to be averaged into one model; in every process of a group."""
+        members = [(str(m.path.resolve()), m.sha256) for m in self.pool.members]
+        return together(self.context, self.average_here, _open_along, members, self.plan)
+
+    def average_here(self) -> Average:
+        """The same, in this process alone: of a model that is spread, its rows."""
+        device = self.context.device
         if self.pool.adapters is not None:
             model = self.pool.adapters.base.model
+        elif spreads(self.context.recipe):
+            model = spread(self.context, self._plain_model).eval()
+            return build(self.plan, OwnRows(self.pool, model), model, device)
         else:
             model = self._plain_model()
         model.eval()
-        return build(self.plan, self.pool, model, self.context.device, apart=self.apart)
+        return build(self.plan, self.pool, model, device, apart=self.apart)
+
+    @property
+    def writer(self) -> Average:
+        """What whole models are written with."""
+        whole = not isinstance(self.average.pool, OwnRows)
+        return self.average if whole else for_files(self.pool)
 
     def _plain_model(self) -> nn.Module:
         """A model of the members' kind; of the recipe's where they have no configuration."""
@@ -85,7 +111,8 @@ class Workbench:
         way = " apart" if self.apart else ""
         model = self.average.model
         per_pass = 1
-        if not self.compiles and self.context.recipe.model.device_map is None:
+        alone = current() is None and self.context.recipe.model.device_map is None
+        if not self.compiles and alone:
             wanted = self.context.recipe.fuse.candidates_per_pass
             per_pass, why = candidates.plan(wanted, model, scorer)
             if why:
@@ -98,7 +125,25 @@ class Workbench:
         remote = self.context.recipe.executor.kind != "serial"
         if remote and self.evaluations is not None:  # the run's members, not a trial's
             elsewhere = FusionWork.of(self.context, self.pool, split, self.compiles)
-        return Evaluator(self.average, model, scorer, objectives, store, per_pass, elsewhere)
+        here = (self.average, model, scorer, objectives, store, per_pass, elsewhere)
+        group = current()
+        if group is None:
+            return Evaluator(*here)
+
+        def ask(point: Point) -> Evaluation:
+            work = functools.partial(self.evaluate_here, split, point)
+            return together(self.context, work, _evaluate_along, split, point)
+
+        return Evaluator(*here, together=ask)
+
+    def evaluate_here(self, split: SplitName, point: Point) -> Evaluation:
+        """This process's share of an evaluation by a group; all have the result."""
+        group, average = current(), self.average
+        assert group is not None
+        if isinstance(average.pool, OwnRows):
+            point = average.pool.point(point)
+        score = Lockstep(self.context.scorer(split), group)
+        return evaluate(average, average.model, score, point)
 
     @cached_property
     def _compiled_model(self) -> nn.Module:
@@ -120,6 +165,29 @@ class Workbench:
                     self.context.note(f"fuse.compile: {split} is evaluated without, as {why}.")
             self._scorers[split] = scorer
         return self._scorers[split]
+
+
+def _open_along(
+    context: Context, members: Sequence[tuple[str, str]], plan: AveragingPlan
+) -> None:
+    """Of a group's other processes: make what the first one's workbench makes."""
+    _along.clear()  # give its memory back first
+    paths, digests = zip(*members, strict=True)
+    pool = open_recorded(
+        {"paths": paths, "sha256": digests},
+        functools.partial(context.base, spread=True),
+        allow_pickle=context.recipe.model.allow_pickle,
+        copies=context.folder.converted,
+    )
+    bench = Workbench(pool, context, None)
+    bench.plan = plan
+    bench.average = bench.average_here()
+    _along.append(bench)
+
+
+def _evaluate_along(context: Context, split: SplitName, point: Point) -> None:
+    """Of a group's other processes: their share of an evaluation."""
+    _along[0].evaluate_here(split, point)
 
 
 def open_pool(context: Context, folder: Path) -> MemberPool:

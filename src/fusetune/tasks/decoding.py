@@ -109,7 +109,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: nn.Module,
     prompts: Tensor,

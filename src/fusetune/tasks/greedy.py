@@ -28,7 +28,7 @@ def applies(model: nn.Module, settings: Decoding) -> bool:
     return settings.num_beams == 1 and plain and can_read(model)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer(
     model: nn.Module, batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: Decoding
 ) -> tuple[Tensor, list[str], list[bool]]:

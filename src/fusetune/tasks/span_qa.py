@@ -55,6 +55,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
     """
 
     pipeline_tag = "question-answering"
+    one_call = True
 
     def __init__(
         self,

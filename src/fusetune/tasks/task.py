@@ -195,6 +195,13 @@ class OfModel(Protocol):
 
 
 @runtime_checkable
+class OneCall(Protocol):
+    """A task whose `outputs` calls the model itself, and once for each batch."""
+
+    one_call: bool
+
+
+@runtime_checkable
 class Remarking(Protocol):
     """A task that has something to say of what models did on a split."""
 

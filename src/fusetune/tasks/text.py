@@ -51,6 +51,7 @@ class TextTask(ABC):
     """
 
     kind: ClassVar[str]
+    one_call = True
 
     def __init__(
         self,

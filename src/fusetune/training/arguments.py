@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -103,7 +104,7 @@ def build(
         "logging_nan_inf_filter": False,  # a NaN loss must be seen, not smoothed over
         "optim": "adamw_torch_fused",
     }
-    for name, value in arguments.items():
+    for name, value in copy.deepcopy(dict(arguments)).items():  # some are filled in place
         values[ALIASES.get(name, name)] = value
     schedule = values.get("lr_scheduler_type")
     if schedule in SCHEDULES:  # our own; the Trainer builds it from `schedules`
@@ -130,8 +131,7 @@ def build(
     if settings.fsdp and settings.parallel_mode != ParallelMode.DISTRIBUTED:
         raise RecipeError(
             "train.arguments.fsdp: spreads a training over several processes, and this is one.",
-            "Train with a script of your own under `accelerate launch`, with fusetune's "
-            "MemberCollector as a callback, and give the members as train.checkpoints; or "
+            "Start one per device: torchrun --nproc-per-node=DEVICES -m fusetune run …; or "
             "take model.device_map.",
         )
     return settings

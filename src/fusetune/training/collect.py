@@ -25,9 +25,10 @@ from fusetune.errors import StageError
 from fusetune.members.base import base_sha256, is_peft
 from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
+from fusetune.members.fully_sharded import is_sharded
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
-from fusetune.training.sharded import gather, is_sharded
+from fusetune.training.sharded import gather
 
 
 def plan_steps(total: int, members: int, collect_from: float) -> tuple[int, ...]:

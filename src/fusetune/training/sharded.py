@@ -6,20 +6,32 @@ in the memory of the first process, tensor by tensor, while all of them take par
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from torch import Tensor, nn
 
+T = TypeVar("T")
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether no process holds the whole model by itself."""
+
+def from_first(find: Callable[[], T]) -> T:
+    """What the first process finds, in all of them; alone, what this one does."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
+        return find()
+    box: list[Any] = [find() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(box, src=0)
+    found: T = box[0]
+    return found
 
-    first = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    return first or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+def wait_for_all() -> None:
+    """Until every process of a training is here; alone, not at all."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
 
 
 def gather(model: nn.Module) -> dict[str, Tensor]:

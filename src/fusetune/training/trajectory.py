@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.schedules import SCHEDULES, scheduler
+from fusetune.training.sharded import from_first
 from fusetune.training.tracking import own_runs, write_into
 from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
 
@@ -112,7 +113,7 @@ def train(
     if logs is not None:
         write_into(trainer.callback_handler.callbacks, logs)
     with own_runs(settings, trainer.callback_handler.callbacks):
-        trainer.train(resume_from_checkpoint=_resumable(folder))
+        trainer.train(resume_from_checkpoint=from_first(lambda: _resumable(folder)))
     steps = trainer.state.global_step
     del trainer
     if device.startswith("cuda"):

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.training.collect import plan_steps
+from fusetune.training.sharded import wait_for_all
 
 MARKER = "complete.json"
 
@@ -132,14 +133,16 @@ class CheckpointMarker(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write the marker durably."""
+        """Write the marker durably, once every process has written its part."""
         assert args.output_dir is not None
+        wait_for_all()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in folder.rglob("*"):
+            if path.is_file():  # FSDP's parts lie in folders
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         temporary = folder / f".{MARKER}"
         temporary.write_text(json.dumps({"step": state.global_step}))
         os.replace(temporary, folder / MARKER)
