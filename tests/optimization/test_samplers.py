@@ -52,7 +52,7 @@ def evaluate_weights(weights, number, report):
 def fuse(loop, seed=0, trials=20, evaluate=evaluate_weights):
     return loop.run(
         "fuse",
-        FusionSampler(K, [LOSS, F1], seed=seed, settings=QUICK),
+        FusionSampler(K, [LOSS, F1], seed=seed, settings=QUICK, budget=trials),
         lambda trial: ask_weights(trial, K),
         evaluate,
         trials=trials,
@@ -64,16 +64,20 @@ def origins(study):
     return [t.user_attrs["origin"] for t in study.trials]
 
 
-def test_members_first_then_their_average_then_the_greedy_soup_then_the_model():
-    study = fuse(Loop.in_memory())
+def test_members_first_then_their_average_then_scouts_and_the_greedy_soup_at_the_end():
+    study = fuse(Loop.in_memory(), trials=24)
     W = np.array([weights_of(t).values for t in study.trials])
     np.testing.assert_array_equal(W[:K], np.eye(K))
     assert (W[K] == 1 / K).all()
-    greedy = [i for i, origin in enumerate(origins(study)) if origin == "greedy"]
-    assert greedy == list(range(K + 1, K + 1 + len(greedy)))
-    assert origins(study)[K + 1 + len(greedy) :] == ["model"] * (20 - K - 1 - len(greedy))
+    found = origins(study)
+    assert found[K + 1 : K + 6] == ["sobol"] * 5
+    assert (W[K + 1 : K + 6].max(axis=1) < 0.6).all()
+    first = found.index("greedy")
+    assert first == 24 - 2 * (K - 1), "as late as two steps each would allow"
+    assert set(found[K + 6 : first]) == {"model"}
+    assert found[first : first + 4] == ["greedy", "model", "greedy", "model"]
 
-    f1 = {simplex.subset_of(w): losses(w)["f1"] for w in W[: K + 1 + len(greedy)]}
+    f1 = {simplex.subset_of(w): losses(w)["f1"] for w in W if simplex.subset_of(w)}
     soup = GreedySoup([f1[frozenset({i})] for i in range(K)])
     assert soup.next_candidate(f1) is None  # every step of it has been evaluated
     assert max(t.values[1] for t in study.trials) >= f1[soup.result(f1)]
@@ -151,7 +155,7 @@ def test_a_surrogate_that_fails_gives_a_random_point_and_says_so(monkeypatch, ca
 
 
 def test_trials_under_evaluation_are_taken_into_account():
-    sampler = FusionSampler(3, [LOSS], seed=0, settings=QUICK)
+    sampler = FusionSampler(3, [LOSS], seed=0, settings=QUICK, budget=7)
     floats = FloatDistribution(0.0, 1.0)
 
     def trial(w, value):
@@ -211,7 +215,7 @@ def fuse_with(prior, loop=None, trials=22, f=rough, interrupt=None):
             raise KeyboardInterrupt
         return Finished(f(np.array(weights.values)))
 
-    sampler = FusionSampler(K, [LOSS, F1], seed=0, settings=QUICK, prior=prior)
+    sampler = FusionSampler(K, [LOSS, F1], seed=0, settings=QUICK, prior=prior, budget=trials)
     loop = loop or Loop.in_memory()
     study = loop.run(
         "fuse",
@@ -228,12 +232,13 @@ def best(study):
     return max(t.values[1] for t in study.trials if t.state == TrialState.COMPLETE)
 
 
-def test_a_prior_names_a_start_and_lets_greedy_steps_and_the_model_take_turns():
-    study, sampler = fuse_with(knowing)
+@pytest.mark.parametrize("trials", [2 * K + 1, 2 * K + 4, 22])
+def test_a_prior_names_a_start_and_few_trials_do_for_the_greedy_soup(trials):
+    study, sampler = fuse_with(knowing, trials=trials)
     found = origins(study)
     assert found[K + 1] == "prior"
     np.testing.assert_allclose(weights_of(study.trials[K + 1]).values, A, atol=1e-3)
-    assert found[K + 2 : K + 6] == ["greedy", "greedy", "model", "greedy"]
+    assert found.count("sobol") == min(5, max(0, trials - 2 * K - 1))
     W = np.array([weights_of(t).values for t in study.trials])
     f1 = {simplex.subset_of(w): rough(w)["f1"] for w in W if simplex.subset_of(w)}
     soup = GreedySoup([f1[frozenset({i})] for i in range(K)])
@@ -262,8 +267,9 @@ def test_a_prior_that_does_not_predict_is_given_up():
     Y = to_maximise([{"loss": t.values[0], "f1": t.values[1]} for t in study.trials],
                     [LOSS, F1])  # fmt: skip
     prior = sampler.prior(study.trials)
-    assert prior.mean(W, Y, [LOSS, F1]) is None
-    assert prior.mean(W[: K + 1], Y[: K + 1], [LOSS, F1]) is not None  # nothing known yet
+    scouts = W[[o == "sobol" for o in origins(study)]]
+    assert prior.mean(W, Y, [LOSS, F1], scouts) is None
+    assert prior.mean(W[: K + 1], Y[: K + 1], [LOSS, F1], scouts) is not None  # too early
 
 
 def test_a_prior_waits_for_all_members_and_leaves_out_those_that_failed():

@@ -46,5 +46,6 @@ def bo(
         primary_only=True,
         further=base_starts(pool),
         given=starts,
+        budget=budget,
     )
     return search("bo", sampler, evaluator, k=k, budget=budget, loop=loop)

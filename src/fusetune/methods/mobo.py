@@ -41,8 +41,7 @@ def mobo(
 
     The search takes in every member, the uniform average and the steps of the greedy
     soup, so that the result is never worse on the evaluator's split than `finetune`, `swa`
-    or `greedy`, provided that the budget reaches that far (2 k evaluations always do
-    without the prior, and 3 k with it).
+    or `greedy`, provided that the budget reaches that far: 2 k + 1 evaluations do.
 
     Args:
         pool: The k members.
@@ -66,6 +65,7 @@ def mobo(
         prior=make,
         further=base_starts(pool),
         given=starts,
+        budget=budget,
     )
     result = search(MOBO, sampler, evaluator, k=k, budget=budget, loop=loop)
     study = loop.find(study_name(MOBO))

@@ -52,14 +52,19 @@ class Prior:
         return starts[np.isfinite(values).all(axis=1)]
 
     def mean(
-        self, W: Points, Y: Values, objectives: Sequence[Objective]
+        self,
+        W: Points,
+        Y: Values,
+        objectives: Sequence[Objective],
+        scouts: Points | None = None,
     ) -> Callable[[Points], Values] | None:
         """The mean function, to be maximised: `b x k` → `b x m`.
 
         It is 0 for the objectives that the prior does not rank well (`correlations`); None
         if those are all.
         """
-        trusted = [r >= LEAST_CORRELATION for r in self.correlations(W, Y, objectives)]
+        found = self.correlations(W, Y, objectives, scouts)
+        trusted = [r >= LEAST_CORRELATION for r in found]
         if not any(trusted):
             return None
 
@@ -69,19 +74,26 @@ class Prior:
         return mean
 
     def correlations(
-        self, W: Points, Y: Values, objectives: Sequence[Objective]
+        self,
+        W: Points,
+        Y: Values,
+        objectives: Sequence[Objective],
+        scouts: Points | None = None,
     ) -> list[float]:
         """Spearman's rank correlation of predicted and observed values, m numbers.
 
-        Over the plain averages of two or more members among the evaluated points: the uniform
-        average and the steps of the greedy soup. Single members say nothing, for there an
-        ensemble is exact, and points that were chosen because of the prior are too much
-        alike to it. An objective that the prior does not know, or takes for constant, has
-        0; one that is constant has 1. With fewer than `LEAST_POINTS` averages all have 1:
-        nothing speaks against the prior yet.
+        Over the scouts and the plain averages of two or more members among the evaluated
+        points: the uniform average and the steps of the greedy soup. Single members say
+        nothing, for there an ensemble is exact, and points that were chosen because of the
+        prior are too much alike to it. An objective that the prior does not know, or takes for
+        constant, has 0; one that is constant has 1. With fewer than `LEAST_POINTS` points all
+        have 1: nothing speaks against the prior yet.
         """
         subsets = [simplex.subset_of(w) for w in W]
-        rows = [i for i, s in enumerate(subsets) if s is not None and len(s) > 1]
+        plain = np.array([s is not None and len(s) > 1 for s in subsets], dtype=bool)
+        if scouts is not None:
+            plain |= simplex.distance_to_nearest(W, scouts) < 1e-9
+        rows = np.flatnonzero(plain).tolist()
         if not rows:
             return [1.0] * len(objectives)
         predicted = self.values(W[rows], objectives)

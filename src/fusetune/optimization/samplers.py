@@ -33,8 +33,13 @@ __all__ = [
     "weights_of",
 ]
 
+SCOUTS = 5
+"""Points about the centre that every search begins with."""
+
 SAME = 1e-3
 """L1 distance below which two points are the same."""
+
+WITHOUT_VALUE = (TrialState.FAIL, TrialState.PRUNED)  # neither is asked for again
 
 _NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeError
 
@@ -42,8 +47,8 @@ _NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeErr
 class HyperparameterSampler(RecordingSampler):
     """Proposes λ: scrambled Sobol starts, then BoTorch's GP with LogEI or UCB.
 
-    A pruned trial counts with the best of its intermediate values. A failed one counts as
-    bad as the worst seen, so that its neighbourhood is avoided.
+    A pruned trial counts with the best of its intermediate values, a failed one as the worst
+    seen, so that its neighbourhood is avoided.
 
     Args:
         space: Parameter name → distribution.
@@ -117,10 +122,10 @@ class HyperparameterSampler(RecordingSampler):
 class FusionSampler(RecordingSampler):
     """Proposes w, parameters w0 … w(k−1) that sum to 1, in this order:
 
-    every single member; the uniform average; the averages that the greedy soup asks for, so
-    that the search knows what it has to surpass; then what `fusion.suggest` finds. With a
-    prior, the points that it names come after the uniform average, and the steps of the
-    greedy soup take turns with the model's points, which are good from the start then.
+    every single member; the uniform average; the points that a prior names; `SCOUTS` points
+    about the centre, by which a prior is judged; then what `fusion.suggest` finds. At the end
+    of the budget the model's points take turns with the averages that the greedy soup asks
+    for, so that the search knows what it has to surpass: 2 k + 1 trials do for all of them.
 
     Args:
         k: Number of members.
@@ -130,11 +135,11 @@ class FusionSampler(RecordingSampler):
         primary_only: Whether the primary objective alone is searched for; the others are
             then recorded and nothing more.
         prior: Makes the prior from the indices of the members that were evaluated without
-            failing, one or more; asked for once that is known of all of them. The prior
-            is given up, objective by objective, where it does not predict; see
-            `prior.Prior.correlations`.
+            failing, one or more; asked for once that is known of all of them. It is given up,
+            objective by objective, where it does not predict (`prior.Prior.correlations`).
         further: Further sets of members whose averages come after the uniform one.
         given: Starting points of the caller's, evaluated after the uniform average.
+        budget: Trials in all; if that is not known, the greedy soup is left out.
     """
 
     def __init__(
@@ -148,6 +153,7 @@ class FusionSampler(RecordingSampler):
         prior: MakePrior | None = None,
         further: Sequence[Subset] = (),
         given: Sequence[FusionWeights] = (),
+        budget: int | None = None,
     ) -> None:
         super().__init__({name: FloatDistribution(0.0, 1.0) for name in weight_names(k)}, seed)
         self.k = k
@@ -157,6 +163,9 @@ class FusionSampler(RecordingSampler):
         self._make_prior = prior
         self._further = tuple(further)
         self._given = [np.array(w.values, dtype=np.float64) for w in given]
+        self._budget = budget
+        left = SCOUTS if budget is None else budget - 2 * k - 1  # k - 1 are the soup's
+        self._centre = simplex.about_the_centre(SCOUTS, k, seed)[: max(left, 0)]
         self._priors: dict[tuple[int, ...], Prior] = {}
 
     def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
@@ -164,8 +173,7 @@ class FusionSampler(RecordingSampler):
         known = [t for t in trials if self.space.keys() <= t.params.keys()]
         done = [t for t in known if t.state == TrialState.COMPLETE]
         pending = _weights([t for t in known if t.state == TrialState.RUNNING], self.k)
-        without_value = (TrialState.FAIL, TrialState.PRUNED)  # neither is asked for again
-        failed = _weights([t for t in known if t.state in without_value], self.k)
+        failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
         W = _weights(done, self.k)
         Y = self._values(done)
         everywhere = np.vstack([W, pending, failed])
@@ -182,8 +190,11 @@ class FusionSampler(RecordingSampler):
         for w in prior.usable_starts() if prior is not None else ():
             if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
                 return Proposal(_params(w), "prior")
-        averages = sum(s is not None for s in subsets) - len(self._starts())
-        if prior is None or averages <= subsets.count(None):
+        for w in self._scouts(failed):
+            if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
+                return Proposal(_params(w), "sobol")
+        steps = self.k - 1 - (sum(s is not None for s in subsets) - len(self._starts()))
+        if self._budget is not None and 2 * steps >= self._budget - number:
             soup = self._greedy(W, Y, failed)
             if soup is not None and soup not in subsets:  # else under evaluation right now
                 return Proposal(_params(simplex.uniform_over(soup, self.k)), "greedy")
@@ -194,9 +205,8 @@ class FusionSampler(RecordingSampler):
         if self._make_prior is None:
             return None
         asked = {simplex.subset_of(w) for w in _weights(trials, self.k)}
-        done = [t for t in trials if t.state == TrialState.COMPLETE]
-        waiting = [t for t in trials if not t.state.is_finished()]
-        W, pending = _weights(done, self.k), _weights(waiting, self.k)
+        W = _weights([t for t in trials if t.state == TrialState.COMPLETE], self.k)
+        pending = _weights([t for t in trials if not t.state.is_finished()], self.k)
         found = tuple(i for i in range(self.k) if (W[:, i] == 1.0).any())
         late = (pending.max(axis=1, initial=0.0) == 1.0).any()
         if not found or late or not asked.issuperset(self._starts()[: self.k]):
@@ -215,10 +225,19 @@ class FusionSampler(RecordingSampler):
         if prior is None:
             return {}
         done = [t for t in known if t.state == TrialState.COMPLETE]
-        found = prior.correlations(_weights(done, self.k), self._values(done), self.objectives)
+        W, Y = _weights(done, self.k), self._values(done)
+        failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
+        found = prior.correlations(W, Y, self.objectives, self._scouts(failed))
         known_to_it = prior.predict(np.full((1, self.k), 1.0 / self.k))
         pairs = zip(self.objectives, found, strict=True)
         return {o.name: r for o, r in pairs if o.name in known_to_it}
+
+    def _scouts(self, failed: Points) -> Points:
+        """Points about the centre, without members that failed."""
+        broken = failed[failed.max(axis=1, initial=0.0) == 1.0].any(axis=0)
+        points = np.where(broken, 0.0, self._centre)
+        points = points[points.sum(axis=1) > 0.0]
+        return simplex.without_negligible(points / points.sum(axis=1, keepdims=True))
 
     def _starts(self) -> list[Subset]:
         everybody = frozenset(range(self.k))
@@ -263,7 +282,9 @@ class FusionSampler(RecordingSampler):
                     seed=seed,
                     pending=pending,
                     avoid=failed,
-                    mean=None if prior is None else prior.mean(W, Y, objectives),
+                    mean=None
+                    if prior is None
+                    else prior.mean(W, Y, objectives, self._scouts(failed)),
                     starts=None if prior is None else prior.usable_starts(),
                     settings=self.settings,
                 )
@@ -275,13 +296,13 @@ class FusionSampler(RecordingSampler):
 
 
 def weight_names(k: int) -> list[str]:
-    """The parameter names of k fusion weights: w0, w1, …."""
+    """The parameter names of k fusion weights."""
     return [f"w{i}" for i in range(k)]
 
 
 def ask_weights(trial: Trial, k: int) -> FusionWeights:
     """The w that a running trial is to evaluate: the `define` of a fusion study."""
-    return FusionWeights(tuple(trial.suggest_float(name, 0.0, 1.0) for name in weight_names(k)))
+    return FusionWeights(tuple(trial.suggest_float(n, 0.0, 1.0) for n in weight_names(k)))
 
 
 def weights_of(trial: FrozenTrial) -> FusionWeights:

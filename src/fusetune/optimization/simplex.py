@@ -8,9 +8,12 @@ Notation: k members, n points, W: `n x k` float64, every row a point of the simp
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.stats import qmc
 
 Points = NDArray[np.float64]
 
@@ -39,6 +42,18 @@ def subset_of(w: Points, tolerance: float = 1e-9) -> frozenset[int] | None:
 def dirichlet(n: int, k: int, concentration: float, rng: np.random.Generator) -> Points:
     """Draw n times from the symmetric Dirichlet distribution; 1 is uniform on the simplex."""
     return rng.dirichlet(np.full(k, concentration), size=n)
+
+
+def about_the_centre(n: int, k: int, seed: int) -> Points:
+    """Scrambled Sobol points of the box [0, 1]^k, divided by their sums, `n x k`.
+
+    They lie about the uniform average, where the members of one trajectory mix best: most
+    weights are between 0 and 2/k.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # n need not be a power of two
+        box = np.maximum(qmc.Sobol(k, rng=seed).random(n), 1e-6)
+    return np.asarray(box / box.sum(axis=1, keepdims=True))
 
 
 def faces(n: int, k: int, rng: np.random.Generator) -> Points:

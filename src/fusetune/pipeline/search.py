@@ -32,7 +32,7 @@ from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
 from fusetune.pipeline.light import TrialParts, trial_parts
 from fusetune.pipeline.shared import SharedTraining
-from fusetune.pipeline.space import distributions
+from fusetune.pipeline.space import distributions, pruner
 from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel
 from fusetune.pipeline.workbench import Workbench, open_pool
@@ -77,7 +77,7 @@ def search(context: Context) -> dict[str, Any]:
             evaluate,
             trials=recipe.search.trials,
             objectives=[primary],
-            pruner=_pruner(recipe.search.pruner),
+            pruner=pruner(recipe.search.pruner),
         )
     trials = study.get_trials(deepcopy=False)
     evaluate.forget(trials)
@@ -306,14 +306,6 @@ def _best(study: optuna.Study, primary: Objective) -> FrozenTrial:
 def _evaluations(trial: FrozenTrial) -> int:
     """Models of a trial that were evaluated: as it trained, and fused ones."""
     return len(trial.intermediate_values) + int(trial.user_attrs.get("evaluations", 0))
-
-
-def _pruner(name: str) -> optuna.pruners.BasePruner:
-    if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0)
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner()
-    return optuna.pruners.NopPruner()
 
 
 def _told(

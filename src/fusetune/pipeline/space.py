@@ -46,3 +46,12 @@ def extremes(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _size(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def pruner(name: str) -> optuna.pruners.BasePruner:
+    """The pruner of that name, as the recipe has it."""
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0)
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner()
+    return optuna.pruners.NopPruner()
