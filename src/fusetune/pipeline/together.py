@@ -69,8 +69,12 @@ def joined(recipe: Recipe) -> Iterator[bool]:
     else:
         try:
             yield True
-        finally:
+        except KeyboardInterrupt:  # the others may be in the middle of something
+            raise
+        except BaseException:
             group.dismiss()
+            raise
+        group.dismiss()
     group.leave()
 
 
