@@ -48,7 +48,7 @@ def run(trials: int, seconds: float) -> dict[str, int]:
     try:
         study = loop.run(
             "nodes",
-            FusionSampler(MEMBERS, objectives, seed=0),
+            FusionSampler(MEMBERS, objectives, seed=0, budget=trials),
             functools.partial(ask_weights, k=MEMBERS),
             Simulated(landscape, seconds),
             trials=trials,

@@ -101,7 +101,7 @@ def search(
         started = time.perf_counter()
         study = loop.run(
             "scaling",
-            FusionSampler(MEMBERS, objectives, seed=seed),
+            FusionSampler(MEMBERS, objectives, seed=seed, budget=candidates),
             functools.partial(ask_weights, k=MEMBERS),
             Simulated(landscape, seconds),
             trials=candidates,

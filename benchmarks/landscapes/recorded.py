@@ -123,7 +123,9 @@ def searched_candidates(part: Part, n: int, number: int) -> Array:
         return part.score_many(np.log(np.maximum(mixed, 1e-12)), part.labels)
 
     prior = Prior(predict, lowest[None])
-    sampler = FusionSampler(k, part.objectives, seed=41 + number, prior=lambda _: prior)
+    sampler = FusionSampler(
+        k, part.objectives, seed=41 + number, prior=lambda _: prior, budget=n
+    )
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
     found = []
     for _ in range(n):

@@ -96,3 +96,13 @@ def test_distance_is_in_l1_and_infinite_from_nothing():
         simplex.distance_to_nearest(points, np.array([[0.5, 0.5], [0.0, 1.0]])), [1.0, 0.0]
     )
     assert np.isinf(simplex.distance_to_nearest(points, np.empty((0, 2)))).all()
+
+
+def test_points_about_the_centre_are_spread_and_do_not_depend_on_their_number():
+    points = simplex.about_the_centre(8, 15, seed=1)
+    np.testing.assert_allclose(points.sum(axis=1), 1.0)
+    assert (points > 0.0).all()
+    assert points.max() < 4 / 15, "no member has it all"
+    assert simplex.distance_to_nearest(points[:1], points[1:])[0] > 0.2
+    np.testing.assert_array_equal(simplex.about_the_centre(5, 15, seed=1), points[:5])
+    assert not np.array_equal(simplex.about_the_centre(8, 15, seed=2), points)
