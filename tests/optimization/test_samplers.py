@@ -18,7 +18,7 @@ from fusetune.objective import LOSS, Objective, to_maximise
 from fusetune.optimization import fusion, hyperparameters, pareto, simplex
 from fusetune.optimization.fusion import Settings
 from fusetune.optimization.greedy import GreedySoup
-from fusetune.optimization.prior import Prior
+from fusetune.optimization.prior import Prior, Ranking
 from fusetune.optimization.samplers import (
     SUGGEST_SECONDS,
     FusionSampler,
@@ -243,7 +243,7 @@ def test_a_prior_names_a_start_and_few_trials_do_for_the_greedy_soup(trials):
     f1 = {simplex.subset_of(w): rough(w)["f1"] for w in W if simplex.subset_of(w)}
     soup = GreedySoup([f1[frozenset({i})] for i in range(K)])
     assert soup.next_candidate(f1) is None  # all of its steps were taken all the same
-    assert min(sampler.correlations(study.trials).values()) > 0.2
+    assert all(found.trusted for found in sampler.correlations(study.trials).values())
 
 
 def test_a_good_prior_finds_more():
@@ -261,8 +261,9 @@ def test_a_good_prior_finds_more():
 def test_a_prior_that_does_not_predict_is_given_up():
     study, sampler = fuse_with(misleading)
     found = sampler.correlations(study.trials)
-    assert found["loss"] < -0.5
-    assert found["f1"] == 0.0
+    assert found["loss"].correlation < -0.5
+    assert found["f1"].correlation == 0.0
+    assert not any(ranking.trusted for ranking in found.values())
     W = np.array([weights_of(t).values for t in study.trials])
     Y = to_maximise([{"loss": t.values[0], "f1": t.values[1]} for t in study.trials],
                     [LOSS, F1])  # fmt: skip
@@ -270,6 +271,14 @@ def test_a_prior_that_does_not_predict_is_given_up():
     scouts = W[[o == "sobol" for o in origins(study)]]
     assert prior.mean(W, Y, [LOSS, F1], scouts) is None
     assert prior.mean(W[: K + 1], Y[: K + 1], [LOSS, F1], scouts) is not None  # too early
+
+
+def test_few_points_do_not_give_up_a_prior_that_many_would():
+    assert Ranking(0.0, 6).trusted is False
+    assert Ranking(0.05, 6).trusted
+    assert not Ranking(-0.3, 6).trusted
+    assert not Ranking(0.05, 60).trusted
+    assert Ranking(0.2, 60).trusted
 
 
 def test_a_prior_waits_for_all_members_and_leaves_out_those_that_failed():

@@ -21,7 +21,7 @@ from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
 from fusetune.methods.search import MOBO, base_starts, search, study_name
-from fusetune.optimization.prior import LEAST_CORRELATION, MakePrior, Prior
+from fusetune.optimization.prior import MakePrior, Prior
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
 
@@ -96,7 +96,7 @@ def _notes(sampler: FusionSampler, trials: list[FrozenTrial]) -> list[str]:
     """What is to be said of objectives for which the prior was given up."""
     return [
         f"The ensemble of the members does not predict {name} of their averages (rank "
-        f"correlation {found:.2f}, less than {LEAST_CORRELATION:g}): mobo searched without it."
+        f"correlation {found.correlation:.2f} over {found.points}): mobo searched without it."
         for name, found in sampler.correlations(trials).items()
-        if found < LEAST_CORRELATION
+        if not found.trusted
     ]

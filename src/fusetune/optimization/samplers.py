@@ -20,7 +20,7 @@ from fusetune.optimization.acquisition import Name
 from fusetune.optimization.cube import Cube
 from fusetune.optimization.greedy import GreedySoup, Subset
 from fusetune.optimization.pareto import Values
-from fusetune.optimization.prior import MakePrior, Prior
+from fusetune.optimization.prior import MakePrior, Prior, Ranking
 from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
 from fusetune.optimization.simplex import Points
 
@@ -215,7 +215,7 @@ class FusionSampler(RecordingSampler):
             self._priors[found] = self._make_prior(found)
         return self._priors[found]
 
-    def correlations(self, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    def correlations(self, trials: Sequence[FrozenTrial]) -> dict[str, Ranking]:
         """How well the prior ranks each objective that it knows; empty without one.
 
         See `Prior.correlations`.
