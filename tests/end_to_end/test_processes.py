@@ -97,7 +97,7 @@ def test_a_run_under_fsdp_that_is_killed_ends_as_an_undisturbed_one(recipe: Path
     for pid in workers("killed"):  # they are in sessions of their own
         os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert not (killed / "stages" / "train.json").exists(), "killed before its end"
+    assert not (killed / "stages" / "report.json").exists(), "killed before its end"
     finished(recipe, "killed", *TRAINING, *FSDP)
     assert weights(killed) == weights(whole)
     assert values(killed) == values(whole)
