@@ -13,7 +13,8 @@ from fusetune.errors import FusetuneError
 
 def first_process() -> bool:
     """Whether this one speaks, of the processes that a launcher may have started."""
-    return os.environ.get("RANK", "0") == "0"
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
