@@ -96,7 +96,7 @@ def members(path: Path, last: int) -> Problem:
     evaluator = bench.evaluator("validation")
 
     def evaluate(w: Array) -> tuple[Array, float]:
-        found = evaluator(FusionWeights.normalised(w.tolist()))
+        found = evaluator(FusionWeights(tuple(w.tolist())))
         return to_maximise([found.values], evaluator.objectives)[0], found.seconds
 
     k = len(bench.pool)

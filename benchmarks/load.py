@@ -41,8 +41,9 @@ from sqlalchemy import func, select
 
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS, Objective
+from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
 from fusetune.optimization.recording import SUGGEST_SECONDS, SUGGESTION
-from fusetune.optimization.samplers import FusionSampler, HyperparameterSampler, weight_names
+from fusetune.optimization.samplers import FusionSampler, weight_names
 from fusetune.optimization.storage import database, open_storage, quiet
 from fusetune.optimization.study import Finished, Loop
 

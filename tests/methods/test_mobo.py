@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.interpolation import Interpolation
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import mobo as module
 from fusetune.methods.mobo import ensemble_prior, mobo
+from fusetune.methods.search import weights_of
 from fusetune.optimization.prior import Prior
 from fusetune.optimization.study import Loop
 
@@ -60,6 +62,44 @@ def test_the_prior_is_the_ensemble_and_starts_at_its_minimiser(problem: Problem)
     assert study is not None
     losses = [t.values[0] for t in study.trials]
     assert losses[K + 1] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_it_learns_from_the_outcomes_of_all_averages(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[set[tuple[float, ...]]] = []
+
+    class Watched(Interpolation):
+        def __init__(self, ensemble: Any, weights: Any, predictions: Any) -> None:
+            known.append({tuple(w) for w in weights.tolist()})
+            super().__init__(ensemble, weights, predictions)
+
+    monkeypatch.setattr(module, "Interpolation", Watched)
+    result, loop = solve(problem, budget=2 * K + 6)
+    study = loop.find("fuse")
+    assert study is not None
+    averages = [w.values for w in map(weights_of, study.trials) if max(w.values) < 1.0]
+    # The last trial's suggestion knew all that came before it; the final judgement knows all.
+    assert set(averages[:-1]) in known
+    assert known[-1] == set(averages)
+    assert "sobol" not in origins(loop)
+    assert "notes" not in result.details
+
+
+def test_without_their_outcomes_the_mixture_leads_alone(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after somebody deleted them: the search goes on, with less to go by."""
+    _, evaluator = problem
+    get = type(evaluator.store).get
+    monkeypatch.setattr(
+        type(evaluator.store),
+        "get",
+        lambda store, point: get(store, point) if max(point.values) == 1.0 else None,
+    )
+    result, loop = solve(problem)
+    assert len(origins(loop)) == 22
+    assert "notes" not in result.details
 
 
 def test_the_switch_turns_it_off(problem: Problem) -> None:

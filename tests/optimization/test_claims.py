@@ -89,6 +89,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return running.database(f"db{abs(hash(tmp_path)) % 10**9}")
 
 
+def names(url: str) -> list[str]:
+    """Of the studies that have been begun."""
+    return optuna.get_all_study_names(open_storage(url))
+
+
 def heartbeats(url: str) -> int:
     """Trials that ever had one: a trial without belongs to anybody, at once."""
     with claims.database(open_storage(url)).engine.connect() as connection:
@@ -97,6 +102,9 @@ def heartbeats(url: str) -> int:
 
 def test_drivers_side_by_side_do_each_trial_once(url: str) -> None:
     others = drivers(url, 2, trials=12)
+    begun = time.monotonic()
+    while not names(url) and time.monotonic() - begun < 60:  # starting takes them seconds
+        time.sleep(0.02)
     study = run(url, trials=12, seconds=0.1)
     assert [process.wait(timeout=60) for process in others] == [0, 0]
     trials = study.get_trials()

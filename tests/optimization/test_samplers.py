@@ -13,16 +13,18 @@ from optuna.trial import TrialState, create_trial
 from sklearn.metrics import f1_score as f1
 from sklearn.metrics import matthews_corrcoef as matthews
 
+from fusetune.evaluation.ensemble import Ensemble
+from fusetune.evaluation.interpolation import Interpolation
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import LOSS, Objective, to_maximise
 from fusetune.optimization import fusion, hyperparameters, pareto, simplex
 from fusetune.optimization.fusion import Settings
 from fusetune.optimization.greedy import GreedySoup
+from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
 from fusetune.optimization.prior import Prior, Ranking
 from fusetune.optimization.samplers import (
     SUGGEST_SECONDS,
     FusionSampler,
-    HyperparameterSampler,
     ask_weights,
     weights_of,
 )
@@ -243,7 +245,7 @@ def test_a_prior_names_a_start_and_few_trials_do_for_the_greedy_soup(trials):
     f1 = {simplex.subset_of(w): rough(w)["f1"] for w in W if simplex.subset_of(w)}
     soup = GreedySoup([f1[frozenset({i})] for i in range(K)])
     assert soup.next_candidate(f1) is None  # all of its steps were taken all the same
-    assert all(found.trusted for found in sampler.correlations(study.trials).values())
+    assert sampler.doubts(study.trials) == {}
 
 
 def test_a_good_prior_finds_more():
@@ -260,17 +262,97 @@ def test_a_good_prior_finds_more():
 
 def test_a_prior_that_does_not_predict_is_given_up():
     study, sampler = fuse_with(misleading)
-    found = sampler.correlations(study.trials)
-    assert found["loss"].correlation < -0.5
-    assert found["f1"].correlation == 0.0
-    assert not any(ranking.trusted for ranking in found.values())
+    doubts = sampler.doubts(study.trials)
+    assert set(doubts) == {"loss", "f1"}
+    assert doubts["f1"].startswith("rank correlation 0.00 over ")
     W = np.array([weights_of(t).values for t in study.trials])
     Y = to_maximise([{"loss": t.values[0], "f1": t.values[1]} for t in study.trials],
                     [LOSS, F1])  # fmt: skip
     prior = sampler.prior(study.trials)
     scouts = W[[o == "sobol" for o in origins(study)]]
+    ranked = prior.correlations(W, Y, [LOSS, F1], scouts)
+    assert ranked[0].correlation < -0.5
+    assert ranked[1].correlation == 0.0
     assert prior.mean(W, Y, [LOSS, F1], scouts) is None
     assert prior.mean(W[: K + 1], Y[: K + 1], [LOSS, F1], scouts) is not None  # too early
+
+
+# 40 examples with two columns each, and a metric that is a staircase in w.
+COLUMNS = np.random.default_rng(7).normal(size=(K, 40, 2))
+BENT = 0.6 * np.random.default_rng(8).normal(size=(K, K, 40, 2))
+
+
+def predicted(W):
+    """The outputs of θ̄(w): the mixture, and what pairs of members do to each other."""
+    W = np.atleast_2d(W)
+    pairs = np.einsum("ni,nj,ijec->nec", W, W, BENT - np.einsum("iiec->iec", BENT)[:, None])
+    return np.einsum("nk,kec->nec", W, COLUMNS) + pairs
+
+
+def measured(Z):
+    """Loss and metric of outputs, as if the first column should be the larger."""
+    margin = Z[..., 0] - Z[..., 1]
+    return {"loss": np.logaddexp(0.0, -margin).mean(-1), "f1": (margin > 0).mean(-1)}
+
+
+class Bent:
+    """A task of which only the outputs are scored."""
+
+    objectives = (LOSS, F1)
+
+    def score_many(self, predictions, labels):
+        return measured(predictions.astype(np.float64))
+
+
+def with_outputs(wrong=0.0, learn=True):
+    """A prior by the mixture that learns from outputs, true ones or not."""
+    ensemble = Ensemble(COLUMNS.astype(np.float32), np.zeros(40, int), Bent())
+
+    def make(members):
+        def learned(W):
+            noise = np.random.default_rng(len(W)).normal(size=(len(W), 40, 2))
+            return Interpolation(ensemble, W, (predicted(W) + wrong * noise).astype(np.float32))
+
+        return Prior(ensemble.predict, np.empty((0, K)), learned if learn else None)
+
+    return make
+
+
+def staircase(w):
+    return {name: float(v[0]) for name, v in measured(predicted(w)).items()}
+
+
+def volume_of(study):
+    members = to_maximise([staircase(w) for w in np.eye(K)], [LOSS, F1])
+    reference, _ = pareto.reference_point(members)
+    found = np.array([[-t.values[0], t.values[1]] for t in study.trials])
+    return pareto.hypervolume(found, reference)
+
+
+def test_what_outputs_teach_finds_more_in_half_the_trials():
+    taught, sampler = fuse_with(with_outputs(), f=staircase, trials=24)
+    assert "sobol" not in origins(taught)
+    assert sampler.doubts(taught.trials) == {}
+    half, _ = fuse_with(with_outputs(), f=staircase, trials=14)
+    mixture, _ = fuse_with(with_outputs(learn=False), f=staircase, trials=24)
+    assert volume_of(half) > volume_of(mixture)
+    assert volume_of(taught) > 1.05 * volume_of(mixture)
+
+
+def test_outputs_that_teach_nothing_are_given_up():
+    study, sampler = fuse_with(with_outputs(wrong=3.0), f=staircase, trials=24)
+    doubts = sampler.doubts(study.trials)
+    assert "loss" in doubts, doubts
+    assert "a process on its values alone predicts" in doubts["loss"]
+
+
+def test_a_search_that_learns_from_outputs_goes_on_alike_after_an_interruption(tmp_path):
+    whole, _ = fuse_with(with_outputs(), f=staircase)
+    loop = Loop(open_storage(tmp_path / "trials.journal"), SerialExecutor())
+    with pytest.raises(KeyboardInterrupt):
+        fuse_with(with_outputs(), loop=loop, f=staircase, interrupt=K + 6)
+    again, _ = fuse_with(with_outputs(), loop=loop, f=staircase)
+    assert [t.params for t in again.trials] == [t.params for t in whole.trials]
 
 
 def test_few_points_do_not_give_up_a_prior_that_many_would():

@@ -3,7 +3,7 @@ from numpy.testing import assert_array_equal
 
 from fusetune.objective import LOSS
 from fusetune.optimization import fusion, hyperparameters, thinning
-from fusetune.optimization.samplers import HyperparameterSampler
+from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
 from fusetune.optimization.thinning import informative
 
 

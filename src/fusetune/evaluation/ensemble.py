@@ -10,7 +10,7 @@ are that mixture [Wortsman2022].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,9 @@ from fusetune.members.weights import FusionWeights
 from fusetune.tasks.task import Outputs, Task
 
 BLOCK = 1 << 21  # predictions that are mixed at once; 8 MB
+
+Correction = Callable[[int, int, NDArray[np.float64]], NDArray[np.float32]]
+"""First and last of some of the points, and all of them → what to add to their mixtures."""
 
 
 @runtime_checkable
@@ -121,7 +124,9 @@ class Ensemble:
         weights[usable] = lowest(loss, len(usable))
         return weights
 
-    def predict(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def predict(
+        self, weights: NDArray[np.float64], correction: Correction | None = None
+    ) -> dict[str, NDArray[np.float64]]:
         """Every objective by name, `b` values each, natural sign.
 
         Exact for a single member. A mixture with a member whose predictions are not
@@ -129,17 +134,38 @@ class Ensemble:
 
         Args:
             weights: `b x k`; rows on the simplex.
+            correction: What is known better than the mixture says, `n c` numbers a row.
         """
         weights = np.asarray(weights, dtype=np.float64)
         size = max(1, BLOCK // (self._n * self._c))
-        blocks = [
-            self._block(weights[start : start + size]) for start in range(0, len(weights), size)
-        ]
         names = [objective.name for objective in self.task.objectives]
+        blocks = []
+        for start in range(0, len(weights), size):
+            mixed = self.mixed(weights[start : start + size])
+            if correction is not None:
+                mixed += correction(start, start + size, weights)
+            blocks.append(self._score(weights[start : start + size], mixed))
         return {n: np.concatenate([np.empty(0), *(b[n] for b in blocks)]) for n in names}
 
-    def _block(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        mixed = weights.astype(np.float32) @ self._flat  # b x n c
+    def mixed(self, weights: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Mixtures of the members' predictions, `b x n c`; what is not finite counts as 0."""
+        return np.asarray(weights.astype(np.float32) @ self._flat)
+
+    def distances(self) -> NDArray[np.float64]:
+        """Root mean square difference of the predictions of each two members, `k x k`.
+
+        NaN for members whose predictions are not finite.
+        """
+        flat = self._flat.astype(np.float64)
+        inner = flat @ flat.T / flat.shape[1]
+        own = np.diag(inner)
+        found = np.sqrt(np.maximum(own[:, None] + own - 2.0 * inner, 0.0))
+        found[self._broken, :] = found[:, self._broken] = np.nan
+        return np.asarray(found)
+
+    def _score(
+        self, weights: NDArray[np.float64], mixed: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float64]]:
         values = self.task.score_many(mixed.reshape(-1, self._n, self._c), self.labels)
         spoilt = (weights[:, self._broken] > 0.0).any(axis=1)
         return {name: np.where(spoilt, np.nan, value) for name, value in values.items()}

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
 from fusetune.evaluation.candidates import starting_points
-from fusetune.evaluation.ensemble import mixture_of
+from fusetune.evaluation.ensemble import Ensemble, mixture_of
 from fusetune.evaluation.evaluator import Evaluator
+from fusetune.evaluation.interpolation import Interpolation
 from fusetune.evaluation.scorer import Scorer
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -85,18 +88,37 @@ def ensemble_prior(evaluator: Evaluator, k: int) -> MakePrior | None:
         return None
 
     def make(members: tuple[int, ...]) -> Prior:
-        ensemble = mixture_of(evaluator, k, members)
-        lowest = ensemble.minimiser()
-        return Prior(ensemble.predict, np.empty((0, k)) if lowest is None else lowest[None])
+        mixture = mixture_of(evaluator, k, members)
+        lowest = mixture.minimiser()
+        starts = np.empty((0, k)) if lowest is None else lowest[None]
+        if not isinstance(mixture, Ensemble):
+            return Prior(mixture.predict, starts)
+        return Prior(mixture.predict, starts, partial(_interpolation, evaluator, mixture))
 
     return make
+
+
+def _interpolation(
+    evaluator: Evaluator, ensemble: Ensemble, weights: NDArray[np.float64]
+) -> Interpolation | None:
+    """The predictions of all averages from those of some, as far as the store has them."""
+    known: list[int] = []
+    predictions: list[NDArray[np.float32]] = []
+    for i, w in enumerate(weights.tolist()):
+        evaluation = evaluator.store.get(FusionWeights(tuple(w)))
+        outputs = None if evaluation is None else evaluation.outputs
+        if outputs is not None and np.isfinite(outputs.predictions).all():
+            known.append(i)
+            predictions.append(outputs.predictions)
+    if not known:
+        return None
+    return Interpolation(ensemble, weights[known], np.stack(predictions))
 
 
 def _notes(sampler: FusionSampler, trials: list[FrozenTrial]) -> list[str]:
     """What is to be said of objectives for which the prior was given up."""
     return [
-        f"The ensemble of the members does not predict {name} of their averages (rank "
-        f"correlation {found.correlation:.2f} over {found.points}): mobo searched without it."
-        for name, found in sampler.correlations(trials).items()
-        if not found.trusted
+        f"The ensemble of the members does not predict {name} of their averages ({why}): mobo "
+        "searched without it."
+        for name, why in sampler.doubts(trials).items()
     ]

@@ -10,23 +10,19 @@ sees w, and refinement moves along the simplex.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fusetune.optimization import improvement, pareto, process, simplex
+from fusetune.optimization.composite import LOWEST, Composite, OutputModel
 from fusetune.optimization.pareto import Values
-from fusetune.optimization.process import Process
+from fusetune.optimization.prediction import MeanFunction, Prediction
 from fusetune.optimization.simplex import Points
 from fusetune.optimization.thinning import MOST_FUSION, informative
-
-MeanFunction = Callable[[Points], Values]
-"""`b x k` points → `b x m`, what is expected of them, to be maximised; NaN: no point to try."""
 
 REACH = 0.75
 """Share of its steps' length that each round of the refinement keeps for the next."""
@@ -63,12 +59,14 @@ def suggest(
     pending: Points | None = None,
     avoid: Points | None = None,
     mean: MeanFunction | None = None,
+    outputs: OutputModel | None = None,
     starts: Points | None = None,
     settings: Settings | None = None,
 ) -> Points:
     """The w whose evaluation promises most, `k`; a pure function of its arguments.
 
-    One Gaussian process per objective; expected hypervolume improvement, or for a single
+    One Gaussian process per objective, or a model of the outputs where that predicts better
+    (`prediction`); expected hypervolume improvement, or for a single
     objective what the settings name, in closed form; screened over points of the whole
     simplex and around the front, then refined.
 
@@ -86,6 +84,7 @@ def suggest(
         avoid: `a x k`; further points that must not be suggested, as their evaluation
             failed. A member among them gets no weight at all.
         mean: The processes' mean function, in the units of Y; constant if None.
+        outputs: A model of the outputs of some rows of W, and so of all others.
         starts: `s x k`; points around which to search, beside the front.
         settings: How thoroughly to search.
 
@@ -102,9 +101,11 @@ def suggest(
     broken = avoid[avoid.max(axis=1, initial=0.0) == 1.0].any(axis=0)
     scaled = scale(W, Y)
     members = np.flatnonzero(W.max(axis=1) == 1.0)
-    always = np.union1d(members, pareto.front(scaled))
+    known = np.empty(0, dtype=np.int64) if outputs is None else _rows(outputs.weights, W)
+    always = np.unique(np.concatenate([members, pareto.front(scaled), known]))
     kept = informative(scaled.sum(axis=1), MOST_FUSION, always)
-    promise = _Promise(W[kept], Y[kept], scaled[kept], pending, mean, settings, rng)
+    predict = _prediction(W[kept], Y[kept], settings.kernel, mean, outputs)
+    promise = _Promise(predict, scaled[kept], pending, settings, rng)
 
     def fresh(points: Points) -> Points:
         points = np.where(broken, 0.0, points)
@@ -126,6 +127,14 @@ def suggest(
     return np.asarray(pool[int(values.argmax())])
 
 
+def from_outputs(
+    W: Points, Y: Values, outputs: OutputModel, settings: Settings | None = None
+) -> NDArray[np.bool_]:
+    """Which of the m objectives `suggest` predicts from the outputs."""
+    kernel = (settings or Settings()).kernel
+    return _prediction(W, Y, kernel, None, outputs).from_outputs
+
+
 def axes(W: Points, Y: Values) -> tuple[Values, Values]:
     """Reference point and unit of every objective, from the members where they are known."""
     members = W.max(axis=1) == 1.0
@@ -139,43 +148,33 @@ def scale(W: Points, Y: Values) -> Values:
     point is does not matter, and would flatten the surrogate everywhere else.
     """
     reference, span = axes(W, Y)
-    return np.asarray(np.maximum((Y - reference) / span, -1.0))
+    return np.asarray(np.maximum((Y - reference) / span, LOWEST))
 
 
 class _Promise:
-    """The acquisition function of one suggestion."""
+    """The acquisition function of one suggestion.
+
+    Args:
+        predict: What is expected of any point.
+        scaled: `n x m`; the values that have to be surpassed.
+        pending: `p x k`; points under evaluation.
+        settings: Name the acquisition.
+        rng: Of what is believed of the pending points.
+    """
 
     def __init__(
         self,
-        W: Points,
-        Y: Values,
+        predict: Prediction,
         scaled: Values,
         pending: Points,
-        mean: MeanFunction | None,
         settings: Settings,
         rng: np.random.Generator,
     ) -> None:
-        self._mean = mean
-        self._reference, self._span = axes(W, Y)
-        X, y = torch.as_tensor(W), torch.as_tensor(scaled)
-        prior = self._prior(W)
-        if prior is not None:  # where the prior says nothing, it is taken to be right
-            prior = torch.where(prior.isnan(), y, prior)
-        self._processes = process.fit(X, y, settings.kernel, prior)
-        self._single = settings.acquisition if Y.shape[1] == 1 else ""
+        self._predict = predict
+        self._single = settings.acquisition if scaled.shape[1] == 1 else ""
+        y = torch.as_tensor(scaled)
         if len(pending):
-            expected, deviation = self._predict(pending)
-            chance = torch.as_tensor(rng.standard_normal(expected.shape))
-            believed = expected + deviation * chance
-            X, y = torch.cat([X, torch.as_tensor(pending)]), torch.cat([y, believed])
-            if prior is not None:
-                more = self._prior(pending)
-                assert more is not None
-                prior = torch.cat([prior, torch.where(more.isnan(), believed, more)])
-            self._processes = [
-                Process(X, y[:, j], p.hyperparameters, p.kernel, process.column(prior, j))
-                for j, p in enumerate(self._processes)
-            ]
+            y = torch.cat([y, predict.add_pending(pending, rng)])
         self._best = y.max(dim=0).values
         self._gain = None if self._single else improvement.HypervolumeImprovement(y)
 
@@ -192,20 +191,33 @@ class _Promise:
             value = improvement.expected_improvement(mean, deviation, self._best)[:, 0]
         return np.asarray(torch.nan_to_num(value, nan=-torch.inf).numpy())
 
-    def _prior(self, points: Points) -> Tensor | None:
-        if self._mean is None:
-            return None
-        values = (self._mean(points) - self._reference) / self._span
-        return torch.as_tensor(np.maximum(values, -1.0))  # as in `scale`
 
-    def _predict(self, points: Points) -> tuple[Tensor, Tensor]:
-        X, prior = torch.as_tensor(points), self._prior(points)
-        r = process.distances(X, self._processes[0].W, exact=False)
-        parts = [
-            p.predict(X, process.column(prior, j), r) for j, p in enumerate(self._processes)
-        ]
-        mean = torch.stack([m for m, _ in parts], dim=1)
-        return mean, torch.stack([v for _, v in parts], dim=1).sqrt()
+def _prediction(
+    W: Points,
+    Y: Values,
+    kernel: process.Kernel,
+    mean: MeanFunction | None,
+    outputs: OutputModel | None,
+) -> Prediction:
+    """What is expected of any point, scaled."""
+    reference, span = axes(W, Y)
+    scaled = scale(W, Y)
+
+    def function(points: Points) -> Values:
+        assert mean is not None
+        return np.asarray(np.maximum((mean(points) - reference) / span, LOWEST))
+
+    composite, rows = None, None
+    if outputs is not None:
+        rows = _rows(outputs.weights, W)
+        composite = Composite(outputs, scaled[rows], reference, span)
+    return Prediction(W, scaled, kernel, mean and function, composite, rows)
+
+
+def _rows(points: Points, W: Points) -> NDArray[np.int64]:
+    """The row of W that each point is."""
+    places = {w.tobytes(): i for i, w in enumerate(W)}
+    return np.array([places[w.tobytes()] for w in points], dtype=np.int64)
 
 
 def _candidates(optimal: Points, n: int, rng: np.random.Generator) -> Points:

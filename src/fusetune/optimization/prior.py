@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from fusetune.objective import Objective
-from fusetune.optimization import simplex
+from fusetune.optimization import fusion, simplex
+from fusetune.optimization.composite import MOST_AVERAGES, OutputModel
 from fusetune.optimization.pareto import Values
 from fusetune.optimization.simplex import Points
+from fusetune.optimization.thinning import informative
 
 LEAST_POINTS = 5
 """So many averages have to be evaluated before a prior is judged by them."""
@@ -49,24 +52,68 @@ class Ranking:
         return self.correlation != 0.0 and self.correlation >= LEAST_CORRELATION - error
 
 
+Predicted = Mapping[str, NDArray[np.float64]]
+"""Objectives by name, one value per point each, natural sign; some may be missing."""
+
+
+class Learned(Protocol):
+    """A model of the outputs of θ̄(w), such as `evaluation.interpolation.Interpolation`."""
+
+    @property
+    def weights(self) -> Points:
+        """The evaluated averages that it knows, `t x k`."""
+        ...
+
+    def predict(self, points: Points) -> Predicted:
+        """Of `b x k` points."""
+        ...
+
+    def deviation(self, points: Points, pending: Points | None = None) -> NDArray[np.float64]:
+        """See `composite.OutputModel`."""
+        ...
+
+    def left_out(self) -> tuple[Predicted, NDArray[np.float64]]:
+        """Objectives and deviations, `t`, of each known average by the others alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class Prior:
     """Predicts the objectives of any w, at next to no cost.
 
     Attributes:
-        predict: `b x k` weights → objectives by name, `b` values each, natural sign; NaN
-            where nothing can be said. A pure function. Objectives may be missing.
+        predict: `b x k` weights → their objectives; NaN where nothing can be said. A pure
+            function.
         starts: `s x k`; points that promise much by the prior alone.
+        learn: Evaluated averages, `t x k` → a model of the outputs of all others, from
+            theirs; it may know fewer of them. None if outputs are unknown or say nothing of
+            objectives: then the prediction is the mean function of the processes.
     """
 
-    predict: Callable[[Points], Mapping[str, NDArray[np.float64]]]
+    predict: Callable[[Points], Predicted]
     starts: Points
+    learn: Callable[[Points], Learned | None] | None = None
+
+    def outputs(
+        self, W: Points, Y: Values, objectives: Sequence[Objective]
+    ) -> OutputModel | None:
+        """The model of the outputs that all evaluations so far lead to.
+
+        Args:
+            W: `n x k`; what was evaluated.
+            Y: `n x m`; the values, to be maximised.
+            objectives: m of them.
+        """
+        averages = np.flatnonzero(W.max(axis=1, initial=0.0) < 1.0)
+        if self.learn is None or len(averages) == 0:
+            return None
+        good = fusion.scale(W, Y).sum(axis=1)[averages]
+        learned = self.learn(W[averages[informative(good, MOST_AVERAGES)]])
+        return None if learned is None else _Outputs(learned, tuple(objectives))
 
     def values(self, points: Points, objectives: Sequence[Objective]) -> Values:
         """The predictions as `b x m`, to be maximised; 0 for objectives that are missing."""
-        found = self.predict(points)
-        nothing = np.zeros(len(points))
-        return np.column_stack([o.sign * found.get(o.name, nothing) for o in objectives])
+        return _maximised(self.predict(points), objectives, np.zeros(len(points)))
 
     def usable_starts(self) -> Points:
         """The starts of which something can be said."""
@@ -127,6 +174,37 @@ class Prior:
             return [Ranking(1.0, len(predicted))] * len(objectives)
         pairs = zip(predicted.T, observed.T, strict=True)
         return [Ranking(spearman(p, y), len(y)) for p, y in pairs]
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """A `Learned` as a `composite.OutputModel`."""
+
+    learned: Learned
+    objectives: tuple[Objective, ...]
+
+    @property
+    def weights(self) -> Points:
+        return self.learned.weights
+
+    def predict(self, points: Points) -> Values:
+        return self._maximised(self.learned.predict(points), len(points))
+
+    def deviation(self, points: Points, pending: Points | None = None) -> NDArray[np.float64]:
+        return self.learned.deviation(points, pending)
+
+    def left_out(self) -> tuple[Values, NDArray[np.float64]]:
+        found, deviation = self.learned.left_out()
+        return self._maximised(found, len(deviation)), deviation
+
+    def _maximised(self, found: Predicted, b: int) -> Values:
+        return _maximised(found, self.objectives, np.full(b, np.nan))
+
+
+def _maximised(
+    found: Predicted, objectives: Sequence[Objective], missing: NDArray[np.float64]
+) -> Values:
+    return np.column_stack([o.sign * found.get(o.name, missing) for o in objectives])
 
 
 MakePrior = Callable[[tuple[int, ...]], Prior]

@@ -10,7 +10,7 @@ hundredths of a second where a gradient search for a lengthscale per member take
 The price is that members cannot differ in how much they matter.
 
 .. [Rasmussen2006] C. E. Rasmussen, C. K. I. Williams. Gaussian Processes for Machine
-   Learning. MIT Press 2006, chapters 2.2, 2.7 and 5.4.1.
+   Learning. MIT Press 2006, chapters 2.2, 2.7, 5.4.1 and 5.4.2.
 """
 
 from __future__ import annotations
@@ -99,6 +99,19 @@ class Process:
         self._L = torch.linalg.cholesky(K)
         residual = (y - self.mean_function(prior, len(W)))[:, None]
         self._alpha = torch.cholesky_solve(residual, self._L)
+
+    def left_out(self, rows: Tensor) -> Tensor:
+        """Log densities of some values, each predicted from all others, up to a constant.
+
+        In closed form [Rasmussen2006]_ (5.10 to 5.12).
+
+        Args:
+            rows: Which of the n points, `t`.
+        """
+        precision = torch.cholesky_inverse(self._L).diagonal()[rows]
+        error = self._alpha[rows, 0] / precision
+        variance = (self.hyperparameters.scale / precision).clamp_min(SMALLEST_VARIANCE)
+        return -0.5 * (variance.log() + error.square() / variance)
 
     def mean_function(self, prior: Tensor | None, b: int) -> Tensor:
         """What is expected before any value is seen, `b`."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from botorch.exceptions.errors import BotorchError
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
@@ -33,6 +34,9 @@ FALLBACK = "fallback"
 
 SUGGEST_SECONDS = "suggest_seconds"
 """User attribute: what the proposal took."""
+
+NUMERICAL = (RuntimeError, BotorchError)
+"""What a surrogate raises that cannot be fitted; torch's LinAlgError is a RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,33 +1,34 @@
-"""The samplers for λ and for w: thin shells around pure functions; see `recording`."""
+"""The sampler for w: a thin shell around pure functions; see `recording`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from botorch.exceptions.errors import BotorchError
 from numpy.typing import NDArray
 from optuna import Trial
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import Objective, to_maximise
-from fusetune.optimization import fusion, hyperparameters, pareto, simplex
-from fusetune.optimization.acquisition import Name
-from fusetune.optimization.cube import Cube
+from fusetune.optimization import fusion, pareto, simplex
 from fusetune.optimization.greedy import GreedySoup, Subset
 from fusetune.optimization.pareto import Values
-from fusetune.optimization.prior import MakePrior, Prior, Ranking
-from fusetune.optimization.recording import SUGGEST_SECONDS, Proposal, RecordingSampler
+from fusetune.optimization.prior import MakePrior, Prior
+from fusetune.optimization.recording import (
+    NUMERICAL,
+    SUGGEST_SECONDS,
+    Proposal,
+    RecordingSampler,
+)
 from fusetune.optimization.simplex import Points
 
 __all__ = [
     "SUGGEST_SECONDS",
     "FusionSampler",
-    "HyperparameterSampler",
     "ask_weights",
     "weight_names",
     "weights_of",
@@ -41,89 +42,13 @@ SAME = 1e-3
 
 WITHOUT_VALUE = (TrialState.FAIL, TrialState.PRUNED)  # neither is asked for again
 
-_NUMERICAL = (RuntimeError, BotorchError)  # torch's LinAlgError is a RuntimeError
-
-
-class HyperparameterSampler(RecordingSampler):
-    """Proposes λ: scrambled Sobol starts, then BoTorch's GP with LogEI or UCB.
-
-    A pruned trial counts with the best of its intermediate values, a failed one as the worst
-    seen, so that its neighbourhood is avoided.
-
-    Args:
-        space: Parameter name → distribution.
-        objective: What is optimised; its direction decides about signs.
-        seed: Of the whole study.
-        starts: Trials before the model takes over.
-        given: λ that the first trials take, before any Sobol point.
-        acquisition: "logei" (NeurIPS version of the method) or "ucb" (workshop version).
-    """
-
-    def __init__(
-        self,
-        space: Mapping[str, BaseDistribution],
-        objective: Objective,
-        *,
-        seed: int,
-        starts: int = 3,
-        given: Sequence[Mapping[str, Any]] = (),
-        acquisition: Name = "logei",
-    ) -> None:
-        super().__init__(space, seed)
-        self.given = tuple(given)
-        self.objective = objective
-        self.starts = starts
-        self.acquisition = acquisition
-        self._cube = Cube(space)
-
-    def propose(self, number: int, trials: Sequence[FrozenTrial]) -> Proposal:
-        """Trials up to `starts` take Sobol points, later ones what the model suggests."""
-        if number < len(self.given):
-            return Proposal({n: self.given[number][n] for n in self._cube.space}, "given")
-        known = [t for t in trials if self._cube.space.keys() <= t.params.keys()]
-        finished = [t for t in known if t.state.is_finished()]
-        pending = [t for t in known if t.state == TrialState.RUNNING]
-        values = np.array([self._value(t) for t in finished], dtype=np.float64)
-        values[np.isnan(values)] = np.nanmin(values) if np.isfinite(values).any() else np.nan
-        X, waiting = self._encode(finished), self._encode(pending)
-        if number >= self.starts and np.isfinite(values).any():
-            try:
-                point = hyperparameters.suggest(
-                    self._cube,
-                    X,
-                    values,
-                    seed=(self.seed, number),
-                    name=self.acquisition,
-                    pending=waiting,
-                )
-                return Proposal(self._cube.decode(point), "model")
-            except _NUMERICAL as error:
-                fallback = f"{type(error).__name__}: {error}"
-        else:
-            fallback = ""
-        point = hyperparameters.start(
-            self._cube, number, seed=self.seed, taken=np.vstack([X, waiting])
-        )
-        return Proposal(self._cube.decode(point), "random" if fallback else "sobol", fallback)
-
-    def _value(self, trial: FrozenTrial) -> float:
-        """To be maximised; NaN if the trial has none."""
-        if trial.state == TrialState.COMPLETE and trial.value is not None:
-            return self.objective.sign * trial.value
-        if trial.state == TrialState.PRUNED and trial.intermediate_values:
-            return max(self.objective.sign * v for v in trial.intermediate_values.values())
-        return math.nan
-
-    def _encode(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
-        rows = [self._cube.encode(t.params) for t in trials]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), self._cube.dimension)
-
 
 class FusionSampler(RecordingSampler):
     """Proposes w, parameters w0 … w(k−1) that sum to 1, in this order:
 
     every single member; the uniform average; the points that a prior names; `SCOUTS` points
-    about the centre, by which a prior is judged; then what `fusion.suggest` finds. At the end
+    about the centre, unless the prior learns of outputs; then what `fusion.suggest` finds. At
+    the end
     of the budget the model's points take turns with the averages that the greedy soup asks
     for, so that the search knows what it has to surpass: 2 k + 1 trials do for all of them.
 
@@ -136,7 +61,7 @@ class FusionSampler(RecordingSampler):
             then recorded and nothing more.
         prior: Makes the prior from the indices of the members that were evaluated without
             failing, one or more; asked for once that is known of all of them. It is given up,
-            objective by objective, where it does not predict (`prior.Prior.correlations`).
+            objective by objective, where it does not predict (`doubts`).
         further: Further sets of members whose averages come after the uniform one.
         given: Starting points of the caller's, evaluated after the uniform average.
         budget: Trials in all; if that is not known, the greedy soup is left out.
@@ -190,7 +115,7 @@ class FusionSampler(RecordingSampler):
         for w in prior.usable_starts() if prior is not None else ():
             if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
                 return Proposal(_params(w), "prior")
-        for w in self._scouts(failed):
+        for w in self._scouts(failed, prior):
             if simplex.distance_to_nearest(w[None], everywhere)[0] > SAME:
                 return Proposal(_params(w), "sobol")
         steps = self.k - 1 - (sum(s is not None for s in subsets) - len(self._starts()))
@@ -215,25 +140,40 @@ class FusionSampler(RecordingSampler):
             self._priors[found] = self._make_prior(found)
         return self._priors[found]
 
-    def correlations(self, trials: Sequence[FrozenTrial]) -> dict[str, Ranking]:
-        """How well the prior ranks each objective that it knows; empty without one.
-
-        See `Prior.correlations`.
-        """
+    def doubts(self, trials: Sequence[FrozenTrial]) -> dict[str, str]:
+        """Where the prior does not predict: name of the objective → how that shows."""
         known = [t for t in trials if self.space.keys() <= t.params.keys()]
         prior = self.prior(known)
         if prior is None:
             return {}
         done = [t for t in known if t.state == TrialState.COMPLETE]
         W, Y = _weights(done, self.k), self._values(done)
-        failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
-        found = prior.correlations(W, Y, self.objectives, self._scouts(failed))
-        known_to_it = prior.predict(np.full((1, self.k), 1.0 / self.k))
-        pairs = zip(self.objectives, found, strict=True)
-        return {o.name: r for o, r in pairs if o.name in known_to_it}
+        outputs = prior.outputs(W, Y, self.objectives)
+        if outputs is not None:
+            used = fusion.from_outputs(W, Y, outputs, self.settings)
+            why = (
+                f"a process on its values alone predicts {len(outputs.weights)} averages better"
+            )
+            doubted = {o.name: why for o, u in zip(self.objectives, used, strict=True) if not u}
+        else:
+            failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
+            found = prior.correlations(W, Y, self.objectives, self._scouts(failed, prior))
+            doubted = {
+                o.name: f"rank correlation {r.correlation:.2f} over {r.points}"
+                for o, r in zip(self.objectives, found, strict=True)
+                if not r.trusted
+            }
+        predicted = prior.predict(np.full((1, self.k), 1.0 / self.k))
+        return {name: why for name, why in doubted.items() if name in predicted}
 
-    def _scouts(self, failed: Points) -> Points:
-        """Points about the centre, without members that failed."""
+    def _scouts(self, failed: Points, prior: Prior | None) -> Points:
+        """Points about the centre, without members that failed.
+
+        A process on values needs them, to see more than corners and faces, and so does the
+        judgement of a prior; a model of outputs is right about the centre without.
+        """
+        if prior is not None and prior.learn is not None:
+            return np.empty((0, self.k))
         broken = failed[failed.max(axis=1, initial=0.0) == 1.0].any(axis=0)
         points = np.where(broken, 0.0, self._centre)
         points = points[points.sum(axis=1) > 0.0]
@@ -282,17 +222,31 @@ class FusionSampler(RecordingSampler):
                     seed=seed,
                     pending=pending,
                     avoid=failed,
-                    mean=None
-                    if prior is None
-                    else prior.mean(W, Y, objectives, self._scouts(failed)),
-                    starts=None if prior is None else prior.usable_starts(),
                     settings=self.settings,
+                    **self._knowledge(W, Y, objectives, failed, prior),
                 )
                 return Proposal(_params(w), "model")
-            except _NUMERICAL as error:
+            except NUMERICAL as error:
                 fallback = f"{type(error).__name__}: {error}"
         w = simplex.dirichlet(1, self.k, 1.0, np.random.default_rng(seed))[0]
         return Proposal(_params(simplex.without_negligible(w)), "random", fallback)
+
+    def _knowledge(
+        self,
+        W: Points,
+        Y: Values,
+        objectives: Sequence[Objective],
+        failed: Points,
+        prior: Prior | None,
+    ) -> dict[str, Any]:
+        """What `fusion.suggest` is told besides the values."""
+        if prior is None:
+            return {}
+        outputs = prior.outputs(W, Y, objectives)
+        if outputs is not None:
+            return {"outputs": outputs, "starts": prior.usable_starts()}
+        mean = prior.mean(W, Y, objectives, self._scouts(failed, prior))
+        return {"mean": mean, "starts": prior.usable_starts()}
 
 
 def weight_names(k: int) -> list[str]:

@@ -22,8 +22,8 @@ from fusetune.executors.executor import Work
 from fusetune.executors.group import current
 from fusetune.members.points import to_json
 from fusetune.objective import LOSS, Objective
+from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
 from fusetune.optimization.promise import Mark
-from fusetune.optimization.samplers import HyperparameterSampler
 from fusetune.optimization.study import Finished, Pruned, Report
 from fusetune.pipeline import inner, remote, starts
 from fusetune.pipeline.agreement import warnings

@@ -20,7 +20,7 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.disk import full_disk_is_an_error, write_json
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import LOSS, Objective
-from fusetune.optimization.samplers import HyperparameterSampler
+from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
 from fusetune.optimization.study import Loop
 from fusetune.optimization.telling import REASON
 from fusetune.pipeline.agreement import FILE, subject

@@ -1,0 +1,116 @@
+"""Beliefs about f(w) that rest on a model of its outputs, not of its values.
+
+Notation: t averages that the model knows, b points, k members, m objectives; W: `t x k`,
+Y: `t x m`, to be maximised.
+
+The model says what the outputs of any w are, and how far that is uncertain; the objectives
+are computed from the outputs [Astudillo2019]_. How far they are uncertain is found by leaving
+out one evaluated average after the other: the error of each, in units of the model's own
+deviation there.
+
+.. [Astudillo2019] R. Astudillo, P. Frazier. Bayesian Optimization of Composite Functions.
+   ICML 2019.
+.. [Rasmussen2006] C. E. Rasmussen, C. K. I. Williams. Gaussian Processes for Machine
+   Learning. MIT Press 2006, chapter 5.4.2.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusetune.optimization.pareto import Values
+from fusetune.optimization.simplex import Points
+
+MOST_AVERAGES = 128
+"""So many averages make the model; more say the same of the region that matters."""
+
+LEAST_AVERAGES = 5
+"""With fewer evaluated averages the model is taken at its word."""
+
+EXPECTED_ERROR = 0.3
+"""Of the least certain average, in units of the members' range, before any error is seen. It
+counts as much as one observation."""
+
+LOWEST = -1.0
+"""Values are drawn up to there, in units of the members' range: see `fusion.scale`."""
+
+SMALLEST = 1e-9
+
+
+class OutputModel(Protocol):
+    """A model of the outputs of θ̄(w), and so of m objectives, to be maximised."""
+
+    @property
+    def weights(self) -> Points:
+        """The evaluated averages that it knows, `t x k`."""
+        ...
+
+    def predict(self, points: Points) -> Values:
+        """`b x m`; NaN for objectives that do not follow from the outputs."""
+        ...
+
+    def deviation(self, points: Points, pending: Points | None = None) -> NDArray[np.float64]:
+        """Of the outputs, `b`, in any unit; as if those of `pending`, `p x k`, were known."""
+        ...
+
+    def left_out(self) -> tuple[Values, NDArray[np.float64]]:
+        """Objectives, `t x m`, and deviations, `t`, of each known average by the others."""
+        ...
+
+
+class Composite:
+    """What a model of the outputs says of each objective.
+
+    Args:
+        model: Of the outputs.
+        scaled: `t x m`; the values of its averages, with 0 for the reference point.
+        reference: `m`; the reference point, in the units of the objectives, to be maximised.
+        span: `m`; the unit of `scaled`.
+
+    Attributes:
+        densities: `t x m`; log density of each value when it is predicted from the others
+            alone, up to a constant; −∞ for an objective that the model does not know.
+    """
+
+    def __init__(
+        self, model: OutputModel, scaled: Values, reference: Values, span: Values
+    ) -> None:
+        self._model = model
+        self._reference, self._span = reference, span
+        found, deviation = model.left_out()
+        errors = (scaled - self._scaled(found)) / deviation[:, None]
+        expected = EXPECTED_ERROR / max(float(deviation.max()), SMALLEST)
+        squares = np.nansum(np.square(errors), axis=0)
+        self._unit = np.sqrt((squares + expected**2) / (len(scaled) + 1))
+        densities = -np.log(self._unit * deviation[:, None]) - 0.5 * (errors / self._unit) ** 2
+        self.densities = np.nan_to_num(densities, nan=-np.inf)
+
+    def __call__(self, points: Points, pending: Points | None = None) -> tuple[Values, Values]:
+        """Mean and standard deviation, `b x m` each, scaled; NaN where nothing is known.
+
+        Args:
+            points: `b x k`.
+            pending: `p x k`; points under evaluation, which will leave less uncertain.
+        """
+        deviation = self._model.deviation(points, pending)[:, None] * self._unit
+        return self._scaled(self._model.predict(points)), np.maximum(deviation, SMALLEST)
+
+    def outdone(self, others: Values) -> NDArray[np.bool_]:
+        """Which of the m objectives something else predicts better, beyond chance.
+
+        It is given up where the other log densities, `t x m`, are higher on average by more
+        than the standard error of the difference; of fewer than `LEAST_AVERAGES`, nowhere.
+        """
+        t = len(others)
+        if t < LEAST_AVERAGES:
+            return np.zeros(others.shape[1], dtype=bool)
+        known = np.where(np.isfinite(self.densities), self.densities, 0.0)
+        difference = others - known
+        error = difference.std(axis=0, ddof=1) / np.sqrt(t)
+        return np.asarray(difference.mean(axis=0) > error)
+
+    def _scaled(self, values: Values) -> Values:
+        return np.asarray(np.maximum((values - self._reference) / self._span, LOWEST))
