@@ -86,6 +86,24 @@ def test_it_learns_from_the_outcomes_of_all_averages(
     assert "notes" not in result.details
 
 
+def test_of_very_large_splits_it_learns_from_the_newest(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(module, "FEWEST_KNOWN", 3)
+    known: list[int] = []
+    made = module.Interpolation
+
+    def watched(ensemble: Any, weights: Any, predictions: Any) -> Interpolation:
+        known.append(len(weights))
+        return made(ensemble, weights, predictions)
+
+    monkeypatch.setattr(module, "Interpolation", watched)
+    _, loop = solve(problem)
+    assert max(known) == 3
+    assert origins(loop).count("model") >= 5
+
+
 def test_without_their_outcomes_the_mixture_leads_alone(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ Array = NDArray[np.float64]
 LENGTHSCALES = np.geomspace(0.2, 10.0, 12)  # points of the simplex are at most √2 apart
 NOISES = np.array([1e-8, 1e-4, 1e-2])  # variance, as a share of the process's: of low precision
 SMALLEST = 1e-12
+COLUMNS = 1 << 16  # numbers of each average that are multiplied at once, in double precision
 
 
 class Interpolation:
@@ -146,8 +147,10 @@ class Interpolation:
         longest is taken.
         """
         t, size = self._residuals.shape
-        wide = self._residuals.astype(np.float64)
-        squares = wide @ wide.T / size
+        squares = np.zeros((t, t))
+        for part in np.array_split(self._residuals, -(-size // COLUMNS), axis=1):
+            wide = part.astype(np.float64)
+            squares += wide @ wide.T / size
         best = (np.inf, LENGTHSCALES[-1], NOISES[0])
         for lengthscale in LENGTHSCALES[::-1]:
             kernel = self._kernel(self.weights, lengthscale=lengthscale)

@@ -28,6 +28,12 @@ from fusetune.optimization.prior import MakePrior, Prior
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.study import Loop
 
+MOST_NUMBERS = 1 << 24
+"""Predictions of averages, all examples together, that a suggestion is made from; 64 MB."""
+
+FEWEST_KNOWN = 16
+"""So many averages are known to it in any case."""
+
 
 def mobo(
     pool: MemberPool,
@@ -101,7 +107,12 @@ def ensemble_prior(evaluator: Evaluator, k: int) -> MakePrior | None:
 def _interpolation(
     evaluator: Evaluator, ensemble: Ensemble, weights: NDArray[np.float64]
 ) -> Interpolation | None:
-    """The predictions of all averages from those of some, as far as the store has them."""
+    """The predictions of all averages from those of some, as far as the store has them.
+
+    Of very large splits, or very many classes, the newest averages have to do.
+    """
+    room = max(FEWEST_KNOWN, MOST_NUMBERS // ensemble.predictions[0].size)
+    weights = weights[-room:]
     known: list[int] = []
     predictions: list[NDArray[np.float32]] = []
     for i, w in enumerate(weights.tolist()):
