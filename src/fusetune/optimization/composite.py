@@ -5,8 +5,9 @@ Y: `t x m`, to be maximised.
 
 The model says what the outputs of any w are, and how far that is uncertain; the objectives
 are computed from the outputs [Astudillo2019]_. How far they are uncertain is found by leaving
-out one evaluated average after the other: the error of each, in units of the model's own
-deviation there.
+out one evaluated average after the other. The errors of a loss, which is smooth in the outputs,
+are as large as the model's own deviation there, but for a factor. A metric that counts examples
+has errors like the root of it: so many examples change sides, and some of them for the better.
 
 .. [Astudillo2019] R. Astudillo, P. Frazier. Bayesian Optimization of Composite Functions.
    ICML 2019.
@@ -16,6 +17,7 @@ deviation there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +35,9 @@ LEAST_AVERAGES = 5
 EXPECTED_ERROR = 0.3
 """Of the least certain average, in units of the members' range, before any error is seen. It
 counts as much as one observation."""
+
+POWERS = (0.5, 1.0)
+"""Of the outputs' deviation, to which the errors of an objective may be proportional."""
 
 LOWEST = -1.0
 """Values are drawn up to there, in units of the members' range: see `fusion.scale`."""
@@ -81,12 +86,12 @@ class Composite:
         self._model = model
         self._reference, self._span = reference, span
         found, deviation = model.left_out()
-        errors = (scaled - self._scaled(found)) / deviation[:, None]
-        expected = EXPECTED_ERROR / max(float(deviation.max()), SMALLEST)
-        squares = np.nansum(np.square(errors), axis=0)
-        self._unit = np.sqrt((squares + expected**2) / (len(scaled) + 1))
-        densities = -np.log(self._unit * deviation[:, None]) - 0.5 * (errors / self._unit) ** 2
-        self.densities = np.nan_to_num(densities, nan=-np.inf)
+        errors = scaled - self._scaled(found)
+        fits = [_Fit.of(errors, deviation**power) for power in POWERS]
+        best = np.argmax([fit.densities.sum(axis=0) for fit in fits], axis=0)
+        self._power = np.array(POWERS)[best]
+        self._unit = np.choose(best, [fit.unit for fit in fits])
+        self.densities = np.choose(best, [fit.densities for fit in fits])
 
     def __call__(self, points: Points, pending: Points | None = None) -> tuple[Values, Values]:
         """Mean and standard deviation, `b x m` each, scaled; NaN where nothing is known.
@@ -95,7 +100,7 @@ class Composite:
             points: `b x k`.
             pending: `p x k`; points under evaluation, which will leave less uncertain.
         """
-        deviation = self._model.deviation(points, pending)[:, None] * self._unit
+        deviation = self._model.deviation(points, pending)[:, None] ** self._power * self._unit
         return self._scaled(self._model.predict(points)), np.maximum(deviation, SMALLEST)
 
     def outdone(self, others: Values) -> NDArray[np.bool_]:
@@ -114,3 +119,26 @@ class Composite:
 
     def _scaled(self, values: Values) -> Values:
         return np.asarray(np.maximum((values - self._reference) / self._span, LOWEST))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Errors taken to be normal, with deviations that are known but for a factor.
+
+    Attributes:
+        unit: `m`; the factors.
+        densities: `t x m`; log densities up to a constant; −∞ where errors are NaN.
+    """
+
+    unit: Values
+    densities: Values
+
+    @classmethod
+    def of(cls, errors: Values, deviation: NDArray[np.float64]) -> _Fit:
+        """At the most probable factors, with `EXPECTED_ERROR` as one more observation."""
+        apart = np.maximum(deviation, SMALLEST)[:, None]
+        expected = EXPECTED_ERROR / apart.max()
+        squares = np.nansum(np.square(errors / apart), axis=0)
+        unit = np.sqrt((squares + expected**2) / (len(errors) + 1))
+        densities = -np.log(unit * apart) - 0.5 * np.square(errors / (unit * apart))
+        return cls(unit, np.nan_to_num(densities, nan=-np.inf))
