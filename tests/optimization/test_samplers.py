@@ -346,6 +346,20 @@ def test_outputs_that_teach_nothing_are_given_up():
     assert "a process on its values alone predicts" in doubts["loss"]
 
 
+def test_outputs_of_which_no_model_can_be_made_end_in_random_points_not_in_an_error():
+    def make(members):
+        def learned(W):
+            raise np.linalg.LinAlgError("Singular matrix")
+
+        prior = with_outputs(learn=False)(members)
+        return Prior(prior.predict, prior.starts, learned)
+
+    study, sampler = fuse_with(make, f=staircase, trials=2 * K + 4)
+    assert "random" in origins(study)
+    assert any("Singular" in t.user_attrs.get("fallback", "") for t in study.trials)
+    assert sampler.doubts(study.trials) == {}
+
+
 def test_a_search_that_learns_from_outputs_goes_on_alike_after_an_interruption(tmp_path):
     whole, _ = fuse_with(with_outputs(), f=staircase)
     loop = Loop(open_storage(tmp_path / "trials.journal"), SerialExecutor())

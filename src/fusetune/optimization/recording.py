@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from botorch.exceptions.errors import BotorchError
 from optuna import Study
 from optuna.distributions import BaseDistribution
@@ -35,7 +36,7 @@ FALLBACK = "fallback"
 SUGGEST_SECONDS = "suggest_seconds"
 """User attribute: what the proposal took."""
 
-NUMERICAL = (RuntimeError, BotorchError)
+NUMERICAL = (RuntimeError, BotorchError, np.linalg.LinAlgError)
 """What a surrogate raises that cannot be fitted; torch's LinAlgError is a RuntimeError."""
 
 

@@ -48,9 +48,8 @@ class FusionSampler(RecordingSampler):
 
     every single member; the uniform average; the points that a prior names; `SCOUTS` points
     about the centre, unless the prior learns of outputs; then what `fusion.suggest` finds. At
-    the end
-    of the budget the model's points take turns with the averages that the greedy soup asks
-    for, so that the search knows what it has to surpass: 2 k + 1 trials do for all of them.
+    the end of the budget the model's points take turns with the averages that the greedy soup
+    asks for, so that the search knows what it has to surpass: 2 k + 1 trials do for all.
 
     Args:
         k: Number of members.
@@ -148,23 +147,28 @@ class FusionSampler(RecordingSampler):
             return {}
         done = [t for t in known if t.state == TrialState.COMPLETE]
         W, Y = _weights(done, self.k), self._values(done)
+        failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
+        try:
+            doubted = self._doubted(W, Y, failed, prior)
+        except NUMERICAL:  # the trials that this cost say so themselves
+            doubted = {}
+        predicted = prior.predict(np.full((1, self.k), 1.0 / self.k))
+        return {name: why for name, why in doubted.items() if name in predicted}
+
+    def _doubted(self, W: Points, Y: Values, failed: Points, prior: Prior) -> dict[str, str]:
+        names = [o.name for o in self.objectives]
         outputs = prior.outputs(W, Y, self.objectives)
         if outputs is not None:
             used = fusion.from_outputs(W, Y, outputs, self.settings)
-            why = (
-                f"a process on its values alone predicts {len(outputs.weights)} averages better"
-            )
-            doubted = {o.name: why for o, u in zip(self.objectives, used, strict=True) if not u}
-        else:
-            failed = _weights([t for t in known if t.state in WITHOUT_VALUE], self.k)
-            found = prior.correlations(W, Y, self.objectives, self._scouts(failed, prior))
-            doubted = {
-                o.name: f"rank correlation {r.correlation:.2f} over {r.points}"
-                for o, r in zip(self.objectives, found, strict=True)
-                if not r.trusted
-            }
-        predicted = prior.predict(np.full((1, self.k), 1.0 / self.k))
-        return {name: why for name, why in doubted.items() if name in predicted}
+            averages = len(outputs.weights)
+            why = f"a process on its values alone predicts {averages} averages better"
+            return {name: why for name, right in zip(names, used, strict=True) if not right}
+        found = prior.correlations(W, Y, self.objectives, self._scouts(failed, prior))
+        return {
+            name: f"rank correlation {ranking.correlation:.2f} over {ranking.points}"
+            for name, ranking in zip(names, found, strict=True)
+            if not ranking.trusted
+        }
 
     def _scouts(self, failed: Points, prior: Prior | None) -> Points:
         """Points about the centre, without members that failed.
