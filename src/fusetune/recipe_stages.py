@@ -133,7 +133,7 @@ class FuseSection(Section):
     )
     evaluations: int = Field(90, ge=2, description="In all, the starting points included.")
     prior: bool = Field(
-        True, description="Whether the mixture of the members' predictions may lead mobo."
+        True, description="Whether predictions of members and averages may lead mobo."
     )
     base_member: bool = Field(
         False,

@@ -108,7 +108,7 @@ def test_left_out_is_what_a_model_without_that_average_says() -> None:
 def test_its_deviation_is_that_of_its_errors() -> None:
     known, new = drawn(12), drawn(300, seed=6)
     model = interpolation(known)
-    predicted = ensemble().mixed(new) + model._correction(0, len(new), new)
+    predicted = ensemble().mixed(new) + model._kernel(new) @ model._alpha
     wrong = np.sqrt(np.square(predicted - network(new).reshape(len(new), -1)).mean(axis=1))
     deviation = model.deviation(new)
     assert np.corrcoef(deviation, wrong)[0, 1] > 0.5

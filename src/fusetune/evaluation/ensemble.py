@@ -26,8 +26,8 @@ from fusetune.tasks.task import Outputs, Task
 
 BLOCK = 1 << 21  # predictions that are mixed at once; 8 MB
 
-Correction = Callable[[int, int, NDArray[np.float64]], NDArray[np.float32]]
-"""First and last of some of the points, and all of them → what to add to their mixtures."""
+Correction = Callable[[slice], NDArray[np.float32]]
+"""Rows of the points → what to add to their mixtures, `n c` numbers each."""
 
 
 @runtime_checkable
@@ -134,17 +134,18 @@ class Ensemble:
 
         Args:
             weights: `b x k`; rows on the simplex.
-            correction: What is known better than the mixture says, `n c` numbers a row.
+            correction: What is known better than the mixtures say.
         """
         weights = np.asarray(weights, dtype=np.float64)
         size = max(1, BLOCK // (self._n * self._c))
         names = [objective.name for objective in self.task.objectives]
         blocks = []
         for start in range(0, len(weights), size):
-            mixed = self.mixed(weights[start : start + size])
+            rows = slice(start, start + size)
+            mixed = self.mixed(weights[rows])
             if correction is not None:
-                mixed += correction(start, start + size, weights)
-            blocks.append(self._score(weights[start : start + size], mixed))
+                mixed += correction(rows)
+            blocks.append(self._score(weights[rows], mixed))
         return {n: np.concatenate([np.empty(0), *(b[n] for b in blocks)]) for n in names}
 
     def mixed(self, weights: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -64,10 +64,9 @@ class Interpolation:
         self._pairs = np.triu_indices(k, 1)
         mixed = ensemble.mixed(weights)
         self._residuals = predictions.reshape(len(weights), -1) - mixed  # t x n c
-        far = ensemble.distances()[self._pairs]
-        usable = far[np.isfinite(far) & (far > 0.0)]
-        unit = usable.mean() if len(usable) else 1.0
-        self._scale = np.sqrt(np.where(np.isfinite(far) & (far > 0.0), far, 0.0) / unit)
+        far = np.nan_to_num(ensemble.distances()[self._pairs])
+        unit = far[far > 0.0].mean() if far.any() else 1.0
+        self._scale = np.sqrt(far / unit)
         self._features = self._second_order(weights)
         self.lengthscale, self.noise = self._fit()
         self._inverse = _inverse(self._kernel(weights), self.noise)
@@ -81,7 +80,11 @@ class Interpolation:
         Args:
             points: `b x k`.
         """
-        return self.ensemble.predict(points, self._correction)
+
+        def correction(rows: slice) -> NDArray[np.float32]:
+            return np.asarray(self._kernel(points[rows]).astype(np.float32) @ self._alpha)
+
+        return self.ensemble.predict(points, correction)
 
     def deviation(self, points: Array, pending: Array | None = None) -> Array:
         """Standard deviation of the predictions, `b`, in units of the process's own.
@@ -111,14 +114,8 @@ class Interpolation:
         diagonal = np.diag(self._inverse)
         wrong = (self._inverse @ self._residuals) / diagonal[:, None]
         left_out = (self._residuals - wrong).astype(np.float32)
-        values = self.ensemble.predict(
-            self.weights, lambda start, stop, _: left_out[start:stop]
-        )
+        values = self.ensemble.predict(self.weights, lambda rows: left_out[rows])
         return values, np.asarray(1.0 / np.sqrt(np.maximum(diagonal, SMALLEST)))
-
-    def _correction(self, start: int, stop: int, points: Array) -> NDArray[np.float32]:
-        kernel = self._kernel(points[start:stop]).astype(np.float32)
-        return np.asarray(kernel @ self._alpha)
 
     def _second_order(self, points: Array) -> Array:
         """Features whose inner product is the quadratic part of the kernel, `b x k(k-1)/2`."""

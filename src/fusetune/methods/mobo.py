@@ -58,9 +58,9 @@ def mobo(
         budget: Trials in all.
         seed: The only source of randomness.
         loop: Storage and executor.
-        prior: Whether the mixture of the members' predictions may be the mean function of
-            the surrogates. It is not where the evaluator knows no task, and it is given up
-            where it does not predict, which `details["notes"]` then says.
+        prior: Whether the predictions of the members, and of the averages evaluated so far,
+            may lead the search. They do not where the evaluator knows no task, and are given
+            up where they do not foretell, which `details["notes"]` then says.
         starts: w to evaluate as well, after the members and the uniform average.
     """
     k = len(pool)

@@ -18,7 +18,7 @@ has errors like the root of it: so many examples change sides, and some of them 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,24 +45,31 @@ LOWEST = -1.0
 SMALLEST = 1e-9
 
 
-class OutputModel(Protocol):
-    """A model of the outputs of θ̄(w), and so of m objectives, to be maximised."""
+Found = TypeVar("Found", covariant=True)
+
+
+class OutputModel(Protocol[Found]):
+    """A model of the outputs of θ̄(w), such as `evaluation.interpolation.Interpolation`.
+
+    What it finds are the objectives of b points: `b x m`, to be maximised, with NaN for those
+    that do not follow from the outputs; or, as the model itself knows no signs, by name.
+    """
 
     @property
     def weights(self) -> Points:
         """The evaluated averages that it knows, `t x k`."""
         ...
 
-    def predict(self, points: Points) -> Values:
-        """`b x m`; NaN for objectives that do not follow from the outputs."""
+    def predict(self, points: Points) -> Found:
+        """The objectives of `b x k` points."""
         ...
 
     def deviation(self, points: Points, pending: Points | None = None) -> NDArray[np.float64]:
         """Of the outputs, `b`, in any unit; as if those of `pending`, `p x k`, were known."""
         ...
 
-    def left_out(self) -> tuple[Values, NDArray[np.float64]]:
-        """Objectives, `t x m`, and deviations, `t`, of each known average by the others."""
+    def left_out(self) -> tuple[Found, NDArray[np.float64]]:
+        """Objectives, and deviations, `t`, of each known average by the others alone."""
         ...
 
 
@@ -81,7 +88,7 @@ class Composite:
     """
 
     def __init__(
-        self, model: OutputModel, scaled: Values, reference: Values, span: Values
+        self, model: OutputModel[Values], scaled: Values, reference: Values, span: Values
     ) -> None:
         self._model = model
         self._reference, self._span = reference, span

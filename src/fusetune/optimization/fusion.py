@@ -59,7 +59,7 @@ def suggest(
     pending: Points | None = None,
     avoid: Points | None = None,
     mean: MeanFunction | None = None,
-    outputs: OutputModel | None = None,
+    outputs: OutputModel[Values] | None = None,
     starts: Points | None = None,
     settings: Settings | None = None,
 ) -> Points:
@@ -128,7 +128,7 @@ def suggest(
 
 
 def from_outputs(
-    W: Points, Y: Values, outputs: OutputModel, settings: Settings | None = None
+    W: Points, Y: Values, outputs: OutputModel[Values], settings: Settings | None = None
 ) -> NDArray[np.bool_]:
     """Which of the m objectives `suggest` predicts from the outputs."""
     kernel = (settings or Settings()).kernel
@@ -197,7 +197,7 @@ def _prediction(
     Y: Values,
     kernel: process.Kernel,
     mean: MeanFunction | None,
-    outputs: OutputModel | None,
+    outputs: OutputModel[Values] | None,
 ) -> Prediction:
     """What is expected of any point, scaled."""
     reference, span = axes(W, Y)

@@ -20,7 +20,7 @@ from fusetune.optimization.process import Process
 from fusetune.optimization.simplex import Points
 
 MeanFunction = Callable[[Points], Values]
-"""`b x k` points → `b x m`, what is expected of them, scaled; NaN: no point to try."""
+"""`b x k` points → `b x m`, what is expected of them, to be maximised; NaN: no point to try."""
 
 
 class Prediction:
@@ -33,7 +33,7 @@ class Prediction:
         W: Points evaluated, n ≥ 2.
         scaled: Their values.
         kernel: Of the processes.
-        mean: Their mean function; constant if None.
+        mean: Their mean function, scaled; constant if None.
         composite: From a model of the outputs, if there is one.
         averages: The rows of W that the model knows, `t`, in its order.
 

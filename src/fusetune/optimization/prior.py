@@ -1,4 +1,4 @@
-"""What is known of f(w) before θ̄(w) is evaluated: a mean function, and points to start with.
+"""What outputs say of f(w) before θ̄(w) is evaluated, and points to start with.
 
 Notation: n evaluated points, b points, k members, m objectives; W: `n x k`, Y: `n x m`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,27 +55,6 @@ Predicted = Mapping[str, NDArray[np.float64]]
 """Objectives by name, one value per point each, natural sign; some may be missing."""
 
 
-class Learned(Protocol):
-    """A model of the outputs of θ̄(w), such as `evaluation.interpolation.Interpolation`."""
-
-    @property
-    def weights(self) -> Points:
-        """The evaluated averages that it knows, `t x k`."""
-        ...
-
-    def predict(self, points: Points) -> Predicted:
-        """Of `b x k` points."""
-        ...
-
-    def deviation(self, points: Points, pending: Points | None = None) -> NDArray[np.float64]:
-        """See `composite.OutputModel`."""
-        ...
-
-    def left_out(self) -> tuple[Predicted, NDArray[np.float64]]:
-        """Objectives and deviations, `t`, of each known average by the others alone."""
-        ...
-
-
 @dataclass(frozen=True)
 class Prior:
     """Predicts the objectives of any w, at next to no cost.
@@ -92,11 +70,11 @@ class Prior:
 
     predict: Callable[[Points], Predicted]
     starts: Points
-    learn: Callable[[Points], Learned | None] | None = None
+    learn: Callable[[Points], OutputModel[Predicted] | None] | None = None
 
     def outputs(
         self, W: Points, Y: Values, objectives: Sequence[Objective]
-    ) -> OutputModel | None:
+    ) -> OutputModel[Values] | None:
         """The model of the outputs that all evaluations so far lead to.
 
         Args:
@@ -178,9 +156,9 @@ class Prior:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """A `Learned` as a `composite.OutputModel`."""
+    """A model of outputs whose objectives are those of the search, to be maximised."""
 
-    learned: Learned
+    learned: OutputModel[Predicted]
     objectives: tuple[Objective, ...]
 
     @property
