@@ -94,6 +94,12 @@ class TrainSection(Section):
     collect_from: float = Field(
         0.5, ge=0.0, lt=1.0, description="Share of the training before the first member."
     )
+    retries: int = Field(
+        2,
+        ge=0,
+        description="How often the training is begun anew, with a lower learning rate, when "
+        "its first member is clearly worse than the light or short trial that found λ.",
+    )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."
     )

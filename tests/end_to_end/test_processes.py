@@ -119,6 +119,31 @@ def test_a_run_under_fsdp_that_is_killed_ends_as_an_undisturbed_one(recipe: Path
             assert values(whole)[row] == pytest.approx(found, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_all_processes_give_up_a_training_together(tiny_recipe: str, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "broken"
+    recipe.write_text(tiny_recipe)
+    overrides = [
+        "search.trials=1",
+        "search.epochs=3",
+        "search.space.learning_rate={choices: [0.004]}",
+        "train.members=3",
+        "train.arguments={learning_rate: 0.004, lr_scheduler_type: constant}",
+    ]
+    run(load(recipe, overrides), folder, stage="search")
+    path = folder / "stages/search.json"
+    search = json.loads(path.read_text())
+    search["params"]["learning_rate"] = 0.1  # as if the light trial had borne it
+    path.write_text(json.dumps(search))
+    finished(recipe, "broken", *overrides)
+    train = json.loads((folder / "stages/train.json").read_text())
+    first, *_, last = train["trajectories"][0]["attempts"]
+    assert (first["learning_rate"], first["kept"]) == (0.1, False)
+    assert train["params"]["learning_rate"] <= 0.004
+    assert last["value"] > first["value"]
+    assert len(weights(folder)) == 4
+
+
 def workers(out: str) -> list[int]:
     """The processes of that run, and their launcher."""
     import psutil

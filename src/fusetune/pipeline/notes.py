@@ -14,6 +14,7 @@ from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.pipeline.attempts import RATE, Attempt
 from fusetune.tasks.task import Remarking, SplitName, Task
 
 
@@ -24,6 +25,28 @@ def failures(stage: str, trials: Iterable[FrozenTrial]) -> list[str]:
         for t in trials
         if t.state is TrialState.FAIL
     ]
+
+
+def of_training(record: Mapping[str, Any]) -> list[str]:
+    """Trainings that were given up for a lower learning rate, from the record of the stage."""
+    found = []
+    for trajectory in record.get("trajectories", ()):
+        attempts = [Attempt(**entry) for entry in trajectory.get("attempts", ())]
+        failed = [attempt for attempt in attempts if not attempt.kept]
+        if not failed:
+            continue
+        rate = trajectory["params"][RATE]
+        end = (
+            f"The members are of the one with {rate:.4g}."
+            if len(failed) < len(attempts)
+            else f"None reached it; the members are of the best, with {rate:.4g}."
+        )
+        found.append(
+            f"The full training did not keep what the search's trial had promised, "
+            f"{failed[0].promised:.4f} on validation: it "
+            f"{', then '.join(attempt.text for attempt in failed)}, and was given up. {end}"
+        )
+    return found
 
 
 def of_code(trust_remote_code: bool, metrics: Iterable[str]) -> list[str]:

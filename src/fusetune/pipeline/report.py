@@ -153,6 +153,7 @@ def _record(
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
             *inner.note(search_trials),
+            *notes.of_training(folder.done("train") or {}),
             *warnings,
         ),
         model=context.source.label,

@@ -24,7 +24,7 @@ def seed_results(
     """The rows of one seed, in the shape that `report.comparison.compare` takes.
 
     A row counts everything that it needs: of all its candidates, the trainings (those of the
-    search included), the models evaluated on validation (in the search too), and the
+    search included), the models evaluated on validation (in search and training too), and the
     seconds. The training that methods share counts in full for each of them.
 
     Args:
@@ -62,13 +62,14 @@ def _entries(folder: RunFolder) -> dict[str, Entry]:
     """The rows of a run's results.json, with what its search and its training cost."""
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     search, train = folder.done("search") or {}, folder.done("train") or {}
+    evaluations = search.get("evaluations", 0) + train.get("evaluations", 0)
     return {
         row: {
             "place": (folder.path.name, row),  # where its w is written down
             "validation": entry["validation"],
             "test": entry["test"],
             "trainings": search.get("trainings", 0) + train.get("trainings", 1),
-            "evaluations": entry["evaluations"] + search.get("evaluations", 0),
+            "evaluations": entry["evaluations"] + evaluations,
             "seconds": entry["seconds"],
             "total_seconds": entry["seconds"] + search["seconds"] + train["seconds"],
         }

@@ -6,24 +6,31 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from fusetune.errors import NoResultError, StageError
+from fusetune.evaluation.evaluation import Evaluation
+from fusetune.executors.group import current
 from fusetune.members.disk import write_json
 from fusetune.pipeline import existing
+from fusetune.pipeline.attempts import Attempts, judged_from
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrials
 from fusetune.pipeline.search import STUDY as SEARCH
-from fusetune.pipeline.together import together
+from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
 from fusetune.training.collect import MemberCollector, member_name
 from fusetune.training.trajectory import train as train_trajectory
-from fusetune.training.watch import DivergedError, ProgressReporter
+from fusetune.training.watch import DivergedError, MemberWatch, ProgressReporter
+
+Judge = Callable[[int, Evaluation], bool]
+"""(step, evaluation) of a member → whether the training is given up."""
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -50,15 +57,22 @@ def train(context: Context) -> dict[str, Any]:
         )
     trials = context.trials(SEARCH) if recipe.train.trajectories.source == "trials" else []
     planned = plan(recipe, found, trials, context.task.objectives[1])
+    done: list[dict[str, Any]] = []
     with context.display.bar("train", 1) as bar:
-        done = [_trajectory(context, t, len(planned), bar) for t in planned]
+        for trajectory in planned:
+            if done and recipe.train.trajectories.source == "seeds":  # the λ that held
+                trajectory = replace(trajectory, params=done[0]["params"])
+            done.append(_trajectory(context, trajectory, len(planned), bar))
     require_same_start([record["start"] for record in done])
     record = {
-        "params": found["params"],
+        "params": done[0]["params"],
         "steps": done[0]["steps"],
         "members": [name for record in done for name in record["members"]],
         "seconds": sum(record["seconds"] for record in done),
-        "trainings": sum(not record["from_search"] for record in done),
+        "trainings": sum(
+            not record["from_search"] and max(1, len(record["attempts"])) for record in done
+        ),
+        "evaluations": sum(len(record["attempts"]) for record in done),
         "trajectories": done,
     }
     folder.finish("train", record)
@@ -70,21 +84,46 @@ def _trajectory(
     context: Context, trajectory: Trajectory, count: int, bar: Bar
 ) -> dict[str, Any]:
     """One trajectory's record; a file beside its checkpoints keeps it until the stage ends."""
-    folder = context.folder.work / trajectory.folder
-    path = folder.with_suffix(".json")
+    path = context.folder.work / f"{trajectory.folder}.json"
     if path.is_file():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
-    work = functools.partial(_trained, context, trajectory, count, bar, folder)
+    attempts = Attempts(context, trajectory)
     record = (
         _taken_over(context, trajectory)
         or _shared(context, trajectory)
-        or together(context, work, _train_along, trajectory, folder.name)
+        or _attempted(context, attempts, count, bar)
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
-    shutil.rmtree(folder, ignore_errors=True)  # its checkpoints, large ones
+    attempts.clear()
     return record
+
+
+def _attempted(context: Context, attempts: Attempts, count: int, bar: Bar) -> dict[str, Any]:
+    """The record of the attempt that was trained to its end."""
+    started = time.perf_counter()
+    while True:
+        number, judge = attempts.settled, None
+        if number is None:
+            number, judge = len(attempts.judged), attempts.judge
+        elif attempts.judged:
+            attempts.restore(number)
+        trajectory, folder = attempts.trajectory_of(number), attempts.folder_of(number)
+        work = functools.partial(_trained, context, trajectory, count, bar, folder, judge)
+        try:
+            record = together(
+                context, work, _train_along, trajectory, folder.name, judge is not None
+            )
+        except NoResultError:
+            unjudged = judge is not None and len(attempts.judged) == number
+            if current() is not None or not unjudged or not attempts.diverged():
+                raise
+            continue
+        if record is not None:
+            judged = [asdict(attempt) for attempt in attempts.judged]
+            seconds = time.perf_counter() - started
+            return {**record, "seconds": seconds, "attempts": judged}
 
 
 def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
@@ -116,14 +155,21 @@ def _shared(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
     return {**record, "seconds": record["seconds"] + found.seconds}
 
 
-def _train_along(context: Context, trajectory: Trajectory, folder: str) -> None:
+def _train_along(context: Context, trajectory: Trajectory, folder: str, judged: bool) -> None:
     """Of a group's other processes: their part of a training."""
-    _trained(context, trajectory, 1, Bar(None, None), context.folder.work / folder)
+    judge: Judge | None = (lambda *_: False) if judged else None
+    _trained(context, trajectory, 1, Bar(None, None), context.folder.work / folder, judge)
 
 
 def _trained(
-    context: Context, trajectory: Trajectory, count: int, bar: Bar, folder: Path
-) -> dict[str, Any]:
+    context: Context,
+    trajectory: Trajectory,
+    count: int,
+    bar: Bar,
+    folder: Path,
+    judge: Judge | None,
+) -> dict[str, Any] | None:
+    """The record of a training; None if it is given up."""
     started = time.perf_counter()
     recipe = context.recipe
     collector = MemberCollector(
@@ -142,6 +188,8 @@ def _trained(
         )
 
     callbacks: list[TrainerCallback] = [collector, ProgressReporter(show)]
+    watch = _watch(context, collector, judge)
+    callbacks += [watch] if watch is not None else []
     first = FirstModel(context.model_maker(), recipe)
     try:
         steps = train_trajectory(
@@ -163,7 +211,20 @@ def _trained(
             f"The full training diverged: {error}.",
             "Lower search.space.learning_rate.high, or train.arguments.learning_rate.",
         ) from error
+    if watch is not None and watch.stopped:
+        return None
     return _record(trajectory, steps, collector.steps, first.digest, started, False)
+
+
+def _watch(
+    context: Context, collector: MemberCollector, judge: Judge | None
+) -> MemberWatch | None:
+    """Shows a member to the judge, in every process of a group."""
+    if judge is None:
+        return None
+    group, start = current(), judged_from(context.recipe)
+    tell = judge if group is None else lambda *check: group.same(judge(*check))
+    return MemberWatch(lockstep(context.scorer("validation")), collector, start, tell)
 
 
 def _record(
@@ -183,4 +244,5 @@ def _record(
         "members": [member_name(step, trajectory.number) for step in members],
         "start": start,
         "seconds": time.perf_counter() - started,
+        "attempts": [],
     }

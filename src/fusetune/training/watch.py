@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusetune.evaluation.evaluation import Evaluation
-from fusetune.training.collect import plan_steps
+from fusetune.training.collect import MemberCollector, plan_steps
 from fusetune.training.sharded import wait_for_all
 
 MARKER = "complete.json"
@@ -117,6 +117,51 @@ class ValidationWatch(TrainerCallback):
         self.history.append((state.global_step, evaluation))
         if self.report(state.global_step, evaluation):
             self.stopped = True
+            control.should_training_stop = True
+
+
+class MemberWatch(TrainerCallback):
+    """Evaluates one of the first members as it is kept, and may end the training there.
+
+    A training that is ended so can be resumed: the Trainer saves a checkpoint first.
+
+    Args:
+        score: Model → values over the whole validation split.
+        collector: Keeps the members; it stands before this among the callbacks.
+        start: Share of the training, 0 to 1, after which the first member is evaluated.
+        report: Called with (step, evaluation); True ends the training.
+
+    Attributes:
+        stopped: Whether `report` asked for the end.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[nn.Module], Evaluation],
+        collector: MemberCollector,
+        start: float,
+        report: Callable[[int, Evaluation], bool],
+    ) -> None:
+        self.score = score
+        self.collector = collector
+        self.start = start
+        self.report = report
+        self.stopped = False
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Evaluate after the step of that member."""
+        late = (s for s in self.collector.steps if s >= round(self.start * state.max_steps))
+        if state.global_step != next(late):
+            return
+        if self.report(state.global_step, self.score(kwargs["model"])):
+            self.stopped = True
+            control.should_save = True
             control.should_training_stop = True
 
 
