@@ -108,6 +108,26 @@ def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
     assert found == trained(alone, tmp_path / "alone")
 
 
+def test_a_space_without_a_learning_rate(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise(monkeypatch, OUT_OF_REACH)
+    overrides = [
+        *LIGHT,
+        "train.retries=1",
+        "search.space={weight_decay: {low: 0.0, high: 0.1}}",
+        "train.arguments={learning_rate: 0.004}",
+        "fuse.methods=[finetune, swa]",
+    ]
+    run(parse(tiny_recipe, overrides), tmp_path)
+    rates = [
+        a["learning_rate"] for a in record(tmp_path, "train")["trajectories"][0]["attempts"]
+    ]
+    assert rates == [0.004, 0.002]
+    notes = json.loads((tmp_path / "results.json").read_text())["notes"]
+    assert any("None reached it; the members are of the best, with 0.00" in n for n in notes)
+
+
 def test_a_loss_that_is_no_number_is_an_attempt_too(
     tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,9 +68,11 @@ def promised(context: Context, trajectory: Trajectory) -> float | None:
     recipe = context.recipe
     if trajectory.trial is None or recipe.trains_in_trials or not recipe.train.retries:
         return None
-    trial = next(t for t in context.trials(SEARCH) if t.number == trajectory.trial)
-    value = trial.user_attrs.get("best_member", trial.value)
-    return None if value is None else float(value)
+    for trial in context.trials(SEARCH):
+        value = trial.user_attrs.get("best_member", trial.value)
+        if trial.number == trajectory.trial and value is not None:
+            return float(value)
+    return None
 
 
 def judged_from(recipe: Recipe) -> float:
@@ -123,8 +125,9 @@ class Attempts:
         if number == 0:
             return self.trajectory
         found = self.trajectory.params
-        own = self.context.recipe.train.arguments.get(RATE, math.inf)
-        rate = min(float(own), self._rate(found) / 2) / 2 ** (number - 1)
+        own = self.context.recipe.train.arguments.get(RATE)
+        least = math.inf if own is None else float(own)
+        rate = min(least, self._rate(found) / 2) / 2 ** (number - 1)
         return replace(self.trajectory, params={**found, RATE: rate})
 
     def folder_of(self, number: int) -> Path:
@@ -213,4 +216,5 @@ class Attempts:
         return self.context.folder.work / f"{self.folder_of(number).name}-members"
 
     def _rate(self, params: Mapping[str, Any]) -> float:
-        return float(self.context.training_arguments(dict(params)).get(RATE, USUAL))
+        rate = self.context.training_arguments(dict(params)).get(RATE)
+        return USUAL if rate is None else float(rate)

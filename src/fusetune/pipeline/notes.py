@@ -35,7 +35,7 @@ def of_training(record: Mapping[str, Any]) -> list[str]:
         failed = [attempt for attempt in attempts if not attempt.kept]
         if not failed:
             continue
-        rate = trajectory["params"][RATE]
+        rate = trajectory["params"].get(RATE, attempts[0].learning_rate)
         end = (
             f"The members are of the one with {rate:.4g}."
             if len(failed) < len(attempts)
