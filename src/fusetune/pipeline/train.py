@@ -17,6 +17,7 @@ from fusetune.errors import NoResultError, StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.executors.group import current
 from fusetune.members.disk import write_json
+from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import existing
 from fusetune.pipeline.attempts import Attempts, judged_from
 from fusetune.pipeline.context import Context
@@ -25,6 +26,7 @@ from fusetune.pipeline.kept import KeptTrials
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
+from fusetune.pipeline.workbench import Workbench, open_pool
 from fusetune.training.collect import MemberCollector, member_name
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import DivergedError, MemberWatch, ProgressReporter
@@ -91,7 +93,7 @@ def _trajectory(
     attempts = Attempts(context, trajectory)
     record = (
         _taken_over(context, trajectory)
-        or _shared(context, trajectory)
+        or _shared(context, trajectory, attempts)
         or _attempted(context, attempts, count, bar)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,18 +143,29 @@ def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | No
     return _record(trajectory, trial.steps, trial.members, trial.start, started, True)
 
 
-def _shared(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
-    """The members of another run of the comparison that trained this λ."""
+def _shared(
+    context: Context, trajectory: Trajectory, attempts: Attempts
+) -> dict[str, Any] | None:
+    """The members of another run of the comparison that trained this λ, if they will do."""
     started = time.perf_counter()
-    if context.shared is None or trajectory.number is not None:
+    given_up = bool(attempts.judged) and not attempts.judged[0].kept
+    if context.shared is None or trajectory.number is not None or given_up:
         return None
     found = context.shared.take(context.recipe, trajectory.params, context.folder.members)
     if found is None:
         return None
-    context.display.say("train: taken over from another run of the comparison")
     trial = found.trial
+    if attempts.promise is not None and not attempts.judged:
+        late = round(judged_from(context.recipe) * trial.steps)
+        number = next(i for i, step in enumerate(trial.members) if step >= late)
+        bench = Workbench(open_pool(context, context.folder.members), context, None)
+        member = FusionWeights.one_hot(number, len(bench.pool))
+        if attempts.judge(trial.members[number], bench.evaluator("validation")(member)):
+            return None
+    context.display.say("train: taken over from another run of the comparison")
     record = _record(trajectory, trial.steps, trial.members, trial.start, started, False)
-    return {**record, "seconds": record["seconds"] + found.seconds}
+    judged = [asdict(attempt) for attempt in attempts.judged]
+    return {**record, "seconds": record["seconds"] + found.seconds, "attempts": judged}
 
 
 def _train_along(context: Context, trajectory: Trajectory, folder: str, judged: bool) -> None:
