@@ -98,7 +98,7 @@ class TrainSection(Section):
         2,
         ge=0,
         description="How often the training is begun anew, with a lower learning rate, when "
-        "its first member is clearly worse than the light or short trial that found λ.",
+        "its first members are clearly worse than the light or short trial that found λ.",
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."

@@ -27,7 +27,7 @@ from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
 from fusetune.pipeline.workbench import Workbench, open_pool
-from fusetune.training.collect import MemberCollector, member_name
+from fusetune.training.collect import MemberCollector, first_from, member_name
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import DivergedError, MemberWatch, ProgressReporter
 
@@ -156,8 +156,7 @@ def _shared(
         return None
     trial = found.trial
     if attempts.promise is not None and not attempts.judged:
-        late = round(judged_from(context.recipe) * trial.steps)
-        number = next(i for i, step in enumerate(trial.members) if step >= late)
+        number = first_from(trial.members, judged_from(context.recipe), trial.steps)
         bench = Workbench(open_pool(context, context.folder.members), context, None)
         member = FusionWeights.one_hot(number, len(bench.pool))
         if attempts.judge(trial.members[number], bench.evaluator("validation")(member)):

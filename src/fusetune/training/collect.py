@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def plan_steps(total: int, members: int, collect_from: float) -> tuple[int, ...]
             "Train longer, use smaller batches, collect fewer members or collect earlier.",
         )
     return tuple(start + round(window * (i + 1) / members) for i in range(members))
+
+
+def first_from(steps: Sequence[int], share: float, total: int) -> int:
+    """Which of the members' steps is the first after a share of a training's `total` steps."""
+    return next(i for i, step in enumerate(steps) if step >= round(share * total))
 
 
 class MemberCollector(TrainerCallback):

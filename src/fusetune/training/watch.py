@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusetune.evaluation.evaluation import Evaluation
-from fusetune.training.collect import MemberCollector, plan_steps
+from fusetune.training.collect import MemberCollector, first_from, plan_steps
 from fusetune.training.sharded import wait_for_all
 
 MARKER = "complete.json"
@@ -156,8 +156,8 @@ class MemberWatch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Evaluate after the step of that member."""
-        late = (s for s in self.collector.steps if s >= round(self.start * state.max_steps))
-        if state.global_step != next(late):
+        steps = self.collector.steps
+        if state.global_step != steps[first_from(steps, self.start, state.max_steps)]:
             return
         if self.report(state.global_step, self.score(kwargs["model"])):
             self.stopped = True
