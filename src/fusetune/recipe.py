@@ -91,6 +91,17 @@ class Recipe(Section):
             and search.epochs in (None, self.train.epochs)
         )
 
+    @property
+    def chooses_cautiously(self) -> bool:
+        """Whether the search's best trial may give way to one with a more usual learning rate.
+
+        What a light or short trial finds is a promise for another training; where the trial is
+        the training itself, or its members were fused, its value is what it says.
+        """
+        search = self.search
+        short = not self.trains_in_trials and search.objective == "best_member"
+        return search.choose == "cautious" and short
+
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain data, every default included."""
         return self.model_dump(mode="json", exclude_none=False)

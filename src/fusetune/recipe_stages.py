@@ -34,6 +34,11 @@ class SearchSection(Section):
         description="Activations of frozen layers, shared by trials; a limit in GB, or false.",
     )
     acquisition: Literal["logei", "ucb"] = "logei"
+    choose: Literal["cautious", "best"] = Field(
+        "cautious",
+        description="cautious: of light or short trials that validation cannot tell from the "
+        "best one, that whose learning rate is nearest to train.arguments; best: the best one.",
+    )
     pruner: Literal["median", "hyperband", "none"] = "median"
     epochs: float | None = Field(None, gt=0, description="Per trial; train.epochs by default.")
     fused_evaluations: int | None = Field(

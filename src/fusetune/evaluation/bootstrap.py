@@ -81,6 +81,17 @@ def intervals(
     return found
 
 
+def standard_error(
+    name: str,
+    outputs: Outputs,
+    labels: NDArray[Any],
+    resample: Resample,
+    counts: NDArray[np.float64],
+) -> float:
+    """Standard error of objective `name` of one model; arguments as those of `intervals`."""
+    return float(resample(outputs, labels, counts)[name].std())
+
+
 def paired_difference(
     name: str,
     first: tuple[float, Outputs],
@@ -101,14 +112,46 @@ def paired_difference(
         resample: `Task.resample`.
         counts: `B x n`, of `bootstrap_counts`.
     """
-    a = resample(first[1], labels, counts)[name]
-    b = resample(second[1], labels, counts)[name]
-    sampled = a - b
+    sampled = _differences(name, first[1], second[1], labels, resample, counts)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(sampled, [tail, 100 - tail])
     below, above = np.mean(sampled <= 0), np.mean(sampled >= 0)
     p_value = min(1.0, 2.0 * float(min(below, above)))
     return Difference(first[0] - second[0], float(low), float(high), p_value)
+
+
+def paired_error(
+    name: str,
+    first: Outputs,
+    second: Outputs,
+    labels: NDArray[Any],
+    resample: Resample,
+    counts: NDArray[np.float64],
+) -> float:
+    """Standard error of the paired difference of two models in objective `name`.
+
+    Args:
+        name: The objective.
+        first: Outcomes of the first model.
+        second: Of the second model.
+        labels: `n`.
+        resample: `Task.resample`.
+        counts: `B x n`, of `bootstrap_counts`.
+    """
+    return float(_differences(name, first, second, labels, resample, counts).std())
+
+
+def _differences(
+    name: str,
+    first: Outputs,
+    second: Outputs,
+    labels: NDArray[Any],
+    resample: Resample,
+    counts: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """First minus second on each bootstrap sample, `B`."""
+    a, b = (resample(outputs, labels, counts)[name] for outputs in (first, second))
+    return np.asarray(a - b)
 
 
 def adjusted_p_values(

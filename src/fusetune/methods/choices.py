@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from fusetune.evaluation.bootstrap import bootstrap_counts, paired_error
+from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.smooth import Smooth
@@ -20,6 +22,9 @@ from fusetune.optimization import selection
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.pareto import Values
 
+SAMPLES = 500
+"""Of the bootstrap that says how far a consensus may go."""
+
 
 def with_choices(
     result: FusionResult,
@@ -29,10 +34,10 @@ def with_choices(
 ) -> FusionResult:
     """The result of a search with what the other rules choose from the same evaluations.
 
-    Rules: "consensus", whose averaged w is evaluated, as are the points between it and
-    `selection.anchor` where it is worse than the best member; "posterior"; "knee"; with a
-    constraint, "constraint". A rule that finds nothing is left out, and `details["notes"]`
-    says why.
+    Rules: "consensus", whose averaged w is evaluated, as are points between it and the uniform
+    average, or `selection.anchor` where these are worse than the best member; "posterior";
+    "knee"; with a constraint, "constraint". A rule that finds nothing is left out, and
+    `details["notes"]` says why.
 
     Args:
         result: Of the search; its own w is that of the rule "best".
@@ -117,37 +122,98 @@ def _smoothed(seen: Evaluated, evaluator: Evaluator) -> Values | None:
 
 
 def consensus(result: FusionResult, seen: Evaluated, evaluator: Evaluator) -> FusionResult:
-    """The consensus; where it is worse than the best member, on the way to the anchor.
+    """The consensus, as near to the uniform average as its noise allows.
+
+    Where it is worse than the best member on validation, it goes towards the anchor instead.
+    Without outcomes per example no noise is known, and it stays where it is.
 
     Args:
         result: Of the search; its cost is part of the choice's.
         seen: What it evaluated.
         evaluator: f(w), for what has not been evaluated yet.
     """
-    smooth = _smoothed(seen, evaluator)
-    average = selection.consensus(seen.W, seen.Y, evaluator.objectives, smooth)
-    anchor = selection.anchor(seen.W, seen.Y, evaluator.objectives, smooth)
-    bound = selection.best_member(seen.W, seen.Y, evaluator.objectives)
-    known = {weights_of(trial) for trial in seen.trials}
-    more, seconds = 0, 0.0
-    for share in selection.SHARES:
-        towards = average if anchor is None else seen.W[anchor]
-        weights = FusionWeights.normalised((1.0 - share) * average + share * towards)
-        if share == 1.0 and anchor is not None:  # to the last bit, as it was evaluated
-            weights = weights_of(seen.trials[anchor])
-        evaluation = evaluator(weights)
-        more += weights not in known
-        seconds += evaluation.seconds if weights not in known else 0.0
-        value = evaluator.primary.sign * evaluation.values[evaluator.primary.name]
-        if anchor is None or value >= bound:
-            break
+    path = _Path(seen, evaluator)
+    weights, details = path.chosen()
+    more, seconds = path.cost
     return FusionResult(
         point=weights,
-        values=evaluation.values,
+        values=evaluator(weights).values,
         evaluations=result.evaluations + more,
         seconds=result.seconds + seconds,
-        details={"share_of_anchor": share} if share > 0.0 else {},
+        details=details,
     )
+
+
+class _Path:
+    """The ways from the consensus, evaluated as far as they are gone."""
+
+    def __init__(self, seen: Evaluated, evaluator: Evaluator) -> None:
+        self.seen, self.evaluator = seen, evaluator
+        smooth = _smoothed(seen, evaluator)
+        self.average = selection.consensus(seen.W, seen.Y, evaluator.objectives, smooth)
+        self.anchor = selection.anchor(seen.W, seen.Y, evaluator.objectives, smooth)
+        self.bound = selection.best_member(seen.W, seen.Y, evaluator.objectives)
+        self._seconds: dict[FusionWeights, float] = {}
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        """How many w the search had not evaluated, and the seconds that they took."""
+        known = {weights_of(trial) for trial in self.seen.trials}
+        new = [seconds for w, seconds in self._seconds.items() if w not in known]
+        return len(new), sum(new)
+
+    def chosen(self) -> tuple[FusionWeights, dict[str, object]]:
+        """The w, and how far it has gone."""
+        own = self._evaluate(FusionWeights.normalised(self.average))
+        for share in selection.TOWARDS_UNIFORM if self._scorer(own) else ():
+            weights = FusionWeights.normalised(selection.shrunk(self.average, share))
+            found = self._evaluate(weights)
+            allowed = selection.ERRORS * self._error(found, own)
+            if self._value(found) >= max(self.bound, self._value(own) - allowed):
+                return weights, {"share_of_uniform": share}
+        return self._towards_anchor()
+
+    def _towards_anchor(self) -> tuple[FusionWeights, dict[str, object]]:
+        if self.anchor is None:
+            return FusionWeights.normalised(self.average), {}
+        towards = self.seen.W[self.anchor]
+        for share in selection.SHARES:
+            weights = FusionWeights.normalised((1.0 - share) * self.average + share * towards)
+            if share == 1.0:  # to the last bit, as it was evaluated
+                weights = weights_of(self.seen.trials[self.anchor])
+            if self._value(self._evaluate(weights)) >= self.bound:
+                break
+        return weights, {"share_of_anchor": share} if share > 0.0 else {}
+
+    def _evaluate(self, weights: FusionWeights) -> Evaluation:
+        found = self.evaluator(weights)
+        self._seconds[weights] = found.seconds
+        return found
+
+    def _value(self, evaluation: Evaluation) -> float:
+        primary = self.evaluator.primary
+        return primary.sign * evaluation.values[primary.name]
+
+    def _scorer(self, evaluation: Evaluation) -> Scorer | None:
+        """What says how outcomes vary; None where there are none."""
+        score = self.evaluator.score
+        return score if isinstance(score, Scorer) and evaluation.outputs is not None else None
+
+    def _error(self, first: Evaluation, second: Evaluation) -> float:
+        """Standard error of their paired difference."""
+        score = self._scorer(first)
+        assert score is not None
+        assert first.outputs is not None
+        assert second.outputs is not None
+        labels = score.encoded.labels
+        return paired_error(
+            self.evaluator.primary.name,
+            first.outputs,
+            second.outputs,
+            labels,
+            score.task.resample,
+            bootstrap_counts(len(labels), SAMPLES),
+        )
 
 
 def _unmet(seen: Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:

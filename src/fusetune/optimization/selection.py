@@ -7,6 +7,8 @@ functions of the evaluations.
 Notation: k members, n evaluations, m objectives; W: `n x k`, points of the simplex;
 Y: `n x m`, finite, to be maximised.
 
+.. [Breiman1984] L. Breiman, J. Friedman, R. Olshen, C. Stone. Classification and Regression
+   Trees. Wadsworth 1984, section 3.4.3.
 .. [Rasmussen2006] C. E. Rasmussen, C. K. I. Williams. Gaussian Processes for Machine
    Learning. MIT Press 2006, chapter 2.2.
 """
@@ -29,6 +31,12 @@ RULES = ("consensus", "best", "posterior", "knee", "constraint")
 
 AVERAGED = 5
 """How many w the consensus averages; never more than a third of the evaluations."""
+
+TOWARDS_UNIFORM = (0.75, 0.5, 0.25)
+"""How far a consensus goes towards the uniform average; the first that is good enough."""
+
+ERRORS = 2.0
+"""By how many standard errors of the paired difference it may become worse on the way."""
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How far a consensus goes towards its anchor, until it is as good as the best member."""
@@ -56,6 +64,8 @@ def consensus(
     where there is none. The smoothed metric owes less to the rows at the decision's edge, and
     the average keeps what many good w share, not the luck of each.
 
+    It is the start of a path towards the uniform average, `shrunk`.
+
     Args:
         W: `n x k`.
         Y: `n x m`.
@@ -65,6 +75,21 @@ def consensus(
     score = Y[:, primary_index(objectives)] if smooth is None else smooth
     kept = _best_first(W, score)[: min(AVERAGED, max(1, len(np.unique(W, axis=0)) // 3))]
     return simplex.without_negligible(W[kept].mean(axis=0))
+
+
+def shrunk(w: Points, share: float) -> Points:
+    """w, a share of the way towards the uniform average, `k`.
+
+    What a search over w finds on some hundred rows is in part the luck of these rows. Of two w
+    that the rows cannot tell apart the one nearer to the uniform average, which owes them
+    nothing, is to be expected to do better on others: the rule of one standard error
+    [Breiman1984]_, with `ERRORS` of them.
+
+    Args:
+        w: `k`.
+        share: From 0, w itself, to 1.
+    """
+    return np.asarray((1.0 - share) * w + share / len(w))
 
 
 def anchor(

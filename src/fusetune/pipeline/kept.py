@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from fusetune.members.disk import write_json
 from fusetune.members.manifest import MANIFEST, assign_trajectory
-from fusetune.objective import LOSS, Objective
+from fusetune.objective import Objective
+from fusetune.pipeline.best_trial import best_trials
 from fusetune.training.collect import member_name
 
 RECORD = "trial.json"
@@ -95,25 +96,3 @@ class KeptTrials:
 
     def _of(self, number: int) -> Path:
         return self.folder / f"trial-{number:04d}"
-
-
-def best_trials(
-    trials: Iterable[FrozenTrial], objective: Objective, count: int
-) -> list[FrozenTrial]:
-    """The complete trials with the best values, best first; each λ once.
-
-    Equal values are told apart by the loss. Short trials often tie, as at the 0 of a
-    correlation that is not defined yet; the first of them could be the one whose learning
-    rate is far too high.
-    """
-
-    def rank(trial: FrozenTrial) -> tuple[float, float]:
-        assert trial.value is not None
-        return objective.sign * trial.value, -float(trial.user_attrs.get(LOSS.name, 0.0))
-
-    complete = [t for t in trials if t.state is TrialState.COMPLETE]
-    found: list[FrozenTrial] = []
-    for trial in sorted(complete, key=rank, reverse=True):
-        if all(trial.params != other.params for other in found):
-            found.append(trial)
-    return found[:count]

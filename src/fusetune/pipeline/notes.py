@@ -14,7 +14,8 @@ from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
-from fusetune.pipeline.attempts import RATE, Attempt
+from fusetune.pipeline.attempts import Attempt
+from fusetune.pipeline.best_trial import RATE
 from fusetune.tasks.task import Remarking, SplitName, Task
 
 

@@ -15,7 +15,6 @@ import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
-from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.executors.executor import Work
@@ -27,9 +26,10 @@ from fusetune.optimization.promise import Mark
 from fusetune.optimization.study import Finished, Pruned, Report
 from fusetune.pipeline import inner, remote, starts
 from fusetune.pipeline.agreement import warnings
+from fusetune.pipeline.best_trial import ERROR, RATE, USUAL, best_error, choose, rank, sentence
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Bar
-from fusetune.pipeline.kept import KeptTrial, KeptTrials, best_trials
+from fusetune.pipeline.kept import KeptTrial, KeptTrials
 from fusetune.pipeline.light import TrialParts, trial_parts
 from fusetune.pipeline.shared import SharedTraining
 from fusetune.pipeline.space import distributions, pruner
@@ -81,11 +81,13 @@ def search(context: Context) -> dict[str, Any]:
         )
     trials = study.get_trials(deepcopy=False)
     evaluate.forget(trials)
-    best = _best(study, primary)
+    usual = float(recipe.train.arguments.get(RATE, USUAL))
+    best, first = choose(trials, primary, usual if recipe.chooses_cautiously else None)
     record = {
         "params": best.params,
         "trial": best.number,
         "value": best.value,
+        "best_trial": first.number,
         "seconds": sum(t.user_attrs.get("seconds", 0.0) for t in trials),
         "trainings": len(trials),
         "evaluations": sum(_evaluations(t) for t in trials),
@@ -94,10 +96,7 @@ def search(context: Context) -> dict[str, Any]:
     if not evaluate.keeps:
         shutil.rmtree(context.folder.work, ignore_errors=True)
     context.folder.finish("search", record)
-    found = ", ".join(
-        f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in best.params.items()
-    )
-    context.display.say(f"search: {primary.name} {best.value:.4f} with {found}")
+    context.display.say(sentence(best, first, primary))
     return record
 
 
@@ -226,7 +225,12 @@ class _Evaluate:
         )
         history = tuple((step, evaluation.values) for step, evaluation in watch.history)
         trial = KeptTrial(params, collector.steps, steps, start.digest)
-        return SharedTraining(trial, history, time.perf_counter() - started), watch.stopped
+        error = None
+        if recipe.chooses_cautiously:
+            labels = context.scorer("validation").encoded.labels
+            error = best_error([found for _, found in watch.history], context.task, labels)
+        seconds = time.perf_counter() - started
+        return SharedTraining(trial, history, seconds, error), watch.stopped
 
     @cached_property
     def parts(self) -> TrialParts:
@@ -243,12 +247,13 @@ class _Evaluate:
     def _value(
         self, training: SharedTraining, folder: Path, mark: Mark | None
     ) -> tuple[float, dict[str, Any]]:
-        name, sign = self.primary.name, self.primary.sign
-        checked = [values for _, values in training.history]
-        best = max(checked, key=lambda values: (sign * values[name], -values[LOSS.name]))
+        name = self.primary.name
+        checks = [values for _, values in training.history]
+        best = max(checks, key=lambda values: rank(values, self.primary))
         best_member = float(best[name])
         if self._method is None:
-            return best_member, {LOSS.name: best[LOSS.name]}
+            known = {} if training.error is None else {ERROR: training.error}
+            return best_member, {LOSS.name: best[LOSS.name], **known}
         bench = Workbench(open_pool(self.context, folder / "members"), self.context, None)
         evaluator = bench.evaluator("validation")
         result, told = inner.fuse_members(
@@ -290,17 +295,6 @@ def _starts(recipe: Recipe) -> int:
 
 def _parameters(trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
     return {name: trial._suggest(name, space) for name, space in sampler.space.items()}
-
-
-def _best(study: optuna.Study, primary: Objective) -> FrozenTrial:
-    trials = study.get_trials(deepcopy=False)
-    best = best_trials(trials, primary, 1)
-    if not best:  # of those that ended, every one was stopped early or failed
-        raise NoResultError(
-            f"None of the {len(trials)} trials of the search was trained to its end.",
-            "Let them: search.pruner: none, or lower search.space.learning_rate.high.",
-        )
-    return best[0]
 
 
 def _evaluations(trial: FrozenTrial) -> int:

@@ -31,11 +31,14 @@ class SharedTraining:
         trial: Its λ, members and steps.
         history: (step, objective values on validation), in order, as it trained.
         seconds: What it took, the validations included.
+        error: Standard error of the best of the values in the primary metric; None where it
+            was not asked for.
     """
 
     trial: KeptTrial
     history: tuple[tuple[int, Mapping[str, float]], ...]
     seconds: float
+    error: float | None = None
 
 
 class SharedTrainings:
@@ -78,7 +81,7 @@ class SharedTrainings:
             shutil.copytree(source / "members", new, copy_function=_link, dirs_exist_ok=True)
         trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
         history = tuple((step, values) for step, values in data["history"])
-        return SharedTraining(KeptTrial(**trial), history, data["seconds"])
+        return SharedTraining(KeptTrial(**trial), history, data["seconds"], data.get("error"))
 
     def forget(self) -> None:
         """Remove everything, when no run is left that could need it."""
@@ -91,12 +94,15 @@ class SharedTrainings:
 def search_identity(recipe: Recipe, task: Task) -> str:
     """Of everything that the trials of a search depend on, but their number.
 
+    What is chosen among them in the end is no part of it.
+
     The data count as what they are, not as where they lie: several machines may search
     together.
     """
     data = recipe.dump()
     data["task"]["data"] = {name: split.fingerprint for name, split in task.splits.items()}
-    data["search"].pop("trials")
+    for key in ("trials", "choose"):
+        data["search"].pop(key)
     keys = ["seed", "task", "model", "search"]
     if recipe.trains_in_trials or recipe.search.objective != "best_member":
         keys += ["train", "fuse"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fusetune.errors import StageError
 from fusetune.objective import Objective
-from fusetune.pipeline.kept import best_trials
+from fusetune.pipeline.best_trial import best_trials
 from fusetune.recipe import Recipe
 from fusetune.training.trajectory import parameters_sha256
 
