@@ -129,3 +129,26 @@ def test_weights_by_layer_are_a_heat_map(
     keys = [panel.key for panel in panels(full)["weights"]]
     assert keys == ["weights", "layers"]
     assert "layers, head: " in panels(full)["weights"][1].alternative
+
+
+def test_the_trial_whose_values_were_taken_has_the_star(record: Record) -> None:
+    """It need not be the best one: `search.choose: cautious`."""
+    full = record()
+
+    def starred(shown: RunRecord) -> list[float]:
+        trace = history.search_parameters(shown)["learning_rate"].data[0]
+        return [
+            x
+            for x, symbol in zip(trace.x, trace.marker.symbol, strict=True)
+            if symbol == "star"
+        ]
+
+    done = [t for t in full.trials if t.state == "COMPLETE"]
+    best = max(done, key=lambda t: t.value or 0.0)
+    assert starred(full) == [best.params["learning_rate"]]
+    assert "was taken" not in panels(full)["search"][0].alternative
+    other = next(t for t in done if t is not best)
+    trials = tuple(dataclasses.replace(t, chosen=t is other) for t in full.trials)
+    full = record(trials=trials)
+    assert starred(full) == [other.params["learning_rate"]]
+    assert f"The λ of trial {other.number} was taken" in panels(full)["search"][0].alternative

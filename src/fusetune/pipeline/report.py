@@ -136,6 +136,7 @@ def _record(
 ) -> RunRecord:
     folder, objectives = context.folder, context.task.objectives
     search_trials = context.trials(SEARCH)
+    taken = (folder.done("search") or {}).get("trial")
     sampler = context.recipe.fuse.sampler
     fusion_trials = context.trials(study_name(sampler))
     evaluations, hypervolume = _evaluations(sampler, fusion_trials, results, evaluator)
@@ -145,7 +146,7 @@ def _record(
         members=_members(bench, evaluator),
         evaluations=evaluations,
         hypervolume=hypervolume,
-        trials=tuple(_trial(t) for t in search_trials),
+        trials=tuple(_trial(t, taken) for t in search_trials),
         cost=ledger(context, bench.pool, fusion_trials),
         notes=_texts(
             *notes.of_code(context.recipe.model.trust_remote_code, context.recipe.task.metrics),
@@ -225,7 +226,7 @@ def _hypervolume(
     return tuple(float(v) for v in curve)
 
 
-def _trial(trial: FrozenTrial) -> TrialRow:
+def _trial(trial: FrozenTrial, taken: int | None) -> TrialRow:
     value = trial.value if trial.state is TrialState.COMPLETE else None
     if value is None and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
@@ -236,6 +237,7 @@ def _trial(trial: FrozenTrial) -> TrialRow:
         value=value,
         seconds=trial.user_attrs.get("seconds"),
         reason=str(trial.user_attrs.get("reason", "")),
+        chosen=trial.number == taken,
     )
 
 

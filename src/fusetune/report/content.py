@@ -62,6 +62,7 @@ class TrialRow:
             intermediate value; None if there is none.
         seconds: Wall time; None if unknown.
         reason: Why it was pruned or failed.
+        chosen: Whether the training took its λ; see `search.choose`.
     """
 
     number: int
@@ -70,6 +71,7 @@ class TrialRow:
     value: float | None = None
     seconds: float | None = None
     reason: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,13 +135,14 @@ def search(record: RunRecord) -> go.Figure | None:
 def search_parameters(record: RunRecord) -> dict[str, go.Figure]:
     """The value of a trial against each hyper-parameter, one small figure per parameter.
 
-    Empty when fewer than four trials have a value, or nothing varied.
+    A star is the trial whose λ was taken, or the best one where that is not known. Empty when
+    fewer than four trials have a value, or nothing varied.
     """
     objective = record.trial_objective or record.primary
     trials = [t for t in record.trials if t.state == "COMPLETE" and _known(t.value)]
     if len(trials) < FEWEST_FOR_SCATTER:
         return {}
-    best = max(trials, key=lambda t: objective.sign * float(t.value or 0.0))
+    best = max(trials, key=lambda t: (t.chosen, objective.sign * float(t.value or 0.0)))
     figures = {}
     for name in dict.fromkeys(name for t in trials for name in t.params):
         rows = [t for t in trials if name in t.params]

@@ -150,7 +150,16 @@ def _search_words(record: RunRecord) -> str:
     best = best_so_far([t.value for t in done], objective)
     label = metric_label(objective.name)
     words = f"{label} of {len(record.trials)} search trials, {len(done)} of them complete"
-    return f"{words}; the best reached {number(best[-1])}." if best else f"{words}."
+    if not best:
+        return f"{words}."
+    words = f"{words}; the best reached {number(best[-1])}"
+    taken = next((t for t in done if t.chosen and t.value != best[-1]), None)
+    if taken is None:
+        return f"{words}."
+    return (
+        f"{words}. The λ of trial {taken.number} was taken: its {number(taken.value)} is "
+        "within the noise of that, and its learning rate is the more usual one."
+    )
 
 
 def _parameters(record: RunRecord) -> tuple[Panel, ...]:
