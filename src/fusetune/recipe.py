@@ -92,15 +92,19 @@ class Recipe(Section):
         )
 
     @property
-    def chooses_cautiously(self) -> bool:
-        """Whether the search's best trial may give way to one with a more usual learning rate.
+    def usual_rate(self) -> float | None:
+        """The learning rate that the search's choice leans to; None where it takes the best.
 
-        What a light or short trial finds is a promise for another training; where the trial is
-        the training itself, or its members were fused, its value is what it says.
+        What a light or short trial finds is a promise for another training. Where the trial is
+        the training itself, or its members were fused, its value is what it says; and a rate
+        that the recipe does not name, or that lies outside of the space, says nothing.
         """
-        search = self.search
+        search, named = self.search, self.train.arguments.get("learning_rate")
+        space = search.space.get("learning_rate")
         short = not self.trains_in_trials and search.objective == "best_member"
-        return search.choose == "cautious" and short
+        if search.choose != "cautious" or not short or named is None or space is None:
+            return None
+        return float(named) if space.spans(float(named)) else None
 
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain data, every default included."""

@@ -205,6 +205,12 @@ class Range(Section):
             raise ValueError("log and step exclude each other")
         return self
 
+    def spans(self, value: float) -> bool:
+        """Whether a number lies between the bounds, or the least and the largest choice."""
+        ends = [self.low, self.high] if self.choices is None else self.choices
+        numbers = [float(v) for v in ends if isinstance(v, int | float)]
+        return bool(numbers) and min(numbers) <= value <= max(numbers)
+
 
 class StudySection(Section):
     """Trials of an Optuna study that begin a search."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.protocols import outcomes, records, runs, settings
+from benchmarks.protocols import records, runs, settings
 from fusetune.errors import RunError
 from fusetune.pipeline.display import Display
 from fusetune.recipe_file import parse
@@ -51,8 +51,9 @@ def test_a_tiny_protocol_from_training_to_records(
         samples = found[name].differences()
         assert samples.mean() == pytest.approx(test - base, abs=0.02)
     assert (found["finetune"].differences() == 0.0).all()
-    with np.load(tmp_path / "runs/b/rte/seed-41" / outcomes.LANDSCAPE) as landscape:
+    with np.load(job().landscape(tmp_path / "results", "fixed")) as landscape:
         assert landscape["validation_logits"].shape == (3, 120, 2)
+        assert landscape["test_logits"].shape[0] == 3
         assert landscape["weights"].shape == (9, 3)
 
     assert run(job("swa", "mobo", "oracle"), delete=True) == []

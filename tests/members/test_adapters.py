@@ -194,13 +194,14 @@ def test_average_is_that_of_the_merged_models(
     # Merged member by member and read from there, as for whole models: another way.
     streamed = StreamingAverage(adapters.pool(), None).tensors(W)
     for name, tensor in average.tensors(W).items():
-        assert torch.equal(tensor, found[name])
+        # Not to the bit: what a product rounds to can depend on where its matrices lie.
+        assert relative(tensor, found[name].double()) < 1e-6
         assert relative(tensor, streamed[name].double()) < 1e-5
 
-    # The exported model is the evaluated one, to the bit; tied weights stand there once.
+    # The exported model is the evaluated one, up to that; tied weights stand there once.
     out = export(average, W, pool, tmp_path / "fused")
     loaded = type(model).from_pretrained(out).eval()
-    assert all(torch.equal(t, found[n]) for n, t in state(loaded).items())
+    assert all(relative(t, found[n].double()) < 1e-6 for n, t in state(loaded).items())
     if isinstance(model, LlamaForCausalLM):
         assert "lm_head.weight" not in load_file(out / "model.safetensors")
         assert (out / "generation_config.json").is_file()

@@ -114,14 +114,25 @@ def test_the_error_of_an_accuracy_is_that_of_a_share() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], True),  # light
-        (["search.variant=full"], True),  # short
-        (["search.variant=full", "search.epochs=null"], False),  # each is a full training
-        (["search.objective=fused"], False),
-        (["search.choose=best"], False),
+        ([], 5e-5),  # light
+        (["search.variant=full"], 5e-5),  # short
+        (["search.variant=full", "search.epochs=null"], None),  # each is a full training
+        (["search.objective=fused"], None),
+        (["search.choose=best"], None),
+        (["train.arguments.learning_rate=1e-3"], None),  # outside of the space
+        (["search.space.learning_rate={choices: [1.0e-5, 1.0e-4]}"], 5e-5),
+        (["search.space.learning_rate={choices: [1.0e-4, 2.0e-4]}"], None),
+        (["search.space={weight_decay: {low: 0.0, high: 0.1}}"], None),
     ],
 )
 def test_only_trials_that_promise_are_looked_at_twice(
-    changes: list[str], expected: bool
+    changes: list[str], expected: float | None
 ) -> None:
-    assert load(find("cola-minilm"), changes).chooses_cautiously is expected
+    assert load(find("cola-minilm"), changes).usual_rate == expected
+
+
+def test_a_recipe_that_names_no_rate_takes_the_best() -> None:
+    recipe = load(find("cola-minilm"), [])
+    arguments = {k: v for k, v in recipe.train.arguments.items() if k != "learning_rate"}
+    train = recipe.train.model_copy(update={"arguments": arguments})
+    assert recipe.model_copy(update={"train": train}).usual_rate is None

@@ -3,8 +3,9 @@ from __future__ import annotations
 import optuna
 import pytest
 
+from fusetune.errors import NoResultError
 from fusetune.objective import Objective
-from fusetune.pipeline.search import _best
+from fusetune.pipeline.best_trial import choose
 
 MCC = Objective("matthews_correlation", "maximize")
 ERROR = Objective("word_error_rate", "minimize")
@@ -29,4 +30,11 @@ def study(objective: Objective, trials: list[tuple[float, float]]) -> optuna.Stu
 def test_the_best_trial_and_ties_by_the_loss(
     objective: Objective, trials: list[tuple[float, float]], expected: int
 ) -> None:
-    assert _best(study(objective, trials), objective).number == expected
+    chosen, best = choose(study(objective, trials).trials, objective, None)
+    assert chosen is best
+    assert best.number == expected
+
+
+def test_a_search_without_a_complete_trial_says_what_to_do() -> None:
+    with pytest.raises(NoResultError, match="None of the 0 trials"):
+        choose([], MCC, None)

@@ -26,11 +26,14 @@ from typing import Any
 from fusetune.evaluation.bootstrap import bootstrap_counts, intervals
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.disk import write_json
-from fusetune.pipeline.best_trial import RATE, USUAL
+from fusetune.pipeline.best_trial import RATE
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.trajectories import Trajectory
 from fusetune.recipe import Recipe
 from fusetune.training.collect import member_name
+
+USUAL = 5e-5
+"""The learning rate of `transformers.TrainingArguments`, where a recipe names none."""
 
 
 @dataclass(frozen=True, slots=True)

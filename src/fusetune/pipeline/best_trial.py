@@ -30,10 +30,6 @@ SAMPLES = 500
 """Of the bootstrap behind a trial's standard error."""
 
 
-USUAL = 5e-5
-"""The learning rate of `transformers.TrainingArguments`, where a recipe names none."""
-
-
 def cautious(
     trials: Iterable[FrozenTrial], objective: Objective, best: FrozenTrial, usual: float
 ) -> FrozenTrial:

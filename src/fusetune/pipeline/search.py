@@ -26,7 +26,7 @@ from fusetune.optimization.promise import Mark
 from fusetune.optimization.study import Finished, Pruned, Report
 from fusetune.pipeline import inner, remote, starts
 from fusetune.pipeline.agreement import warnings
-from fusetune.pipeline.best_trial import ERROR, RATE, USUAL, best_error, choose, rank, sentence
+from fusetune.pipeline.best_trial import ERROR, best_error, choose, rank, sentence
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrial, KeptTrials
@@ -81,8 +81,7 @@ def search(context: Context) -> dict[str, Any]:
         )
     trials = study.get_trials(deepcopy=False)
     evaluate.forget(trials)
-    usual = float(recipe.train.arguments.get(RATE, USUAL))
-    best, first = choose(trials, primary, usual if recipe.chooses_cautiously else None)
+    best, first = choose(trials, primary, recipe.usual_rate)
     record = {
         "params": best.params,
         "trial": best.number,
@@ -226,7 +225,7 @@ class _Evaluate:
         history = tuple((step, evaluation.values) for step, evaluation in watch.history)
         trial = KeptTrial(params, collector.steps, steps, start.digest)
         error = None
-        if recipe.chooses_cautiously:
+        if recipe.usual_rate is not None:
             labels = context.scorer("validation").encoded.labels
             error = best_error([found for _, found in watch.history], context.task, labels)
         seconds = time.perf_counter() - started
