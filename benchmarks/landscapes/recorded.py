@@ -1,9 +1,10 @@
-"""A landscape, split anew: mixtures of recorded logits stand in for fused models."""
+"""A landscape, split anew: mixtures of recorded outputs stand in for fused models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,25 +19,36 @@ from fusetune.optimization.samplers import FusionSampler, ask_weights
 from fusetune.tasks import metrics, soft
 from fusetune.tasks.metrics import Metric
 
-PRIMARY = {"cola": "matthews_correlation", "mrpc": "f1"}
+PRIMARY = {"cola": "matthews_correlation", "mrpc": "f1", "stsb": "pearson"}
+"""By task; of others, accuracy."""
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Part:
-    """The members' logits, `k x n x c`, and labels, `n`, of some rows."""
+    """The members' logits, `k x n x c`, and labels, `n`, of some rows.
+
+    Of a regression, c is 1 and the labels are numbers.
+    """
 
     logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     metric: Metric
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are numbers."""
+        return self.logits.shape[2] == 1
 
     def mixed(self, W: Array) -> NDArray[np.float32]:
         """Logits of n mixtures, `len(W) x n x c`."""
         return np.tensordot(np.asarray(W, dtype=np.float32), self.logits, 1)
 
     def losses(self, predictions: NDArray[np.float32]) -> Array:
-        """Cross entropy of each row of each model, `b x n`."""
+        """Cross entropy, or squared error, of each row of each model, `b x n`."""
         z = predictions.astype(np.float64)
+        if self.regression:
+            return np.asarray((z[..., 0] - self.labels) ** 2)
         top = z.max(axis=2, keepdims=True)
         total = np.log(np.exp(z - top).sum(axis=2)) + top[..., 0]
         return total - z[:, np.arange(len(self.labels)), self.labels]
@@ -53,8 +65,9 @@ class Part:
         loss = self.losses(predictions).mean(axis=1)
         return {LOSS.name: loss, self.metric.name: self.metric.batched(predictions, labels)}
 
-    @staticmethod
-    def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses_of(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.regression:
+            return (logits[:, 0] - labels) ** 2
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
@@ -63,26 +76,25 @@ class _Task:
 
     def __init__(self, part: Part) -> None:
         self.objectives, self.score_many = part.objectives, part.score_many
-        self.losses = part.cross_entropy
+        self.losses = part.losses_of
 
 
 def load(file: Path, members: int = 0) -> tuple[Part, int]:
     """All rows of a landscape, and how many of them are validation.
 
     Args:
-        file: TASK.npz or TASK-SEED.npz, with the arrays of the recorded landscapes; the
-            harness of the quality protocols writes such a file for every run.
+        file: TASK.npz, or PROTOCOL-TASK-SEED-RUN.npz as the harness of the quality
+            protocols writes it for every run, with the arrays of the recorded landscapes.
         members: The last so many alone; all if 0.
     """
     with np.load(file) as saved:
         logits = np.concatenate([saved["validation_logits"], saved["test_logits"]], axis=1)
         labels = np.concatenate([saved["validation_labels"], saved["test_labels"]])
         n = len(saved["validation_labels"])
-    name = PRIMARY.get(file.stem.partition("-")[0], "accuracy")
-    part = Part(
-        logits[-members:].astype(np.float32), labels.astype(np.int64), metrics.find(name)
-    )
-    return part, n
+    named = [PRIMARY[part] for part in file.stem.split("-") if part in PRIMARY]
+    metric = metrics.find(named[0] if named else "accuracy")
+    kind = np.float64 if logits.shape[2] == 1 else np.int64
+    return Part(logits[-members:].astype(np.float32), labels.astype(kind), metric), n
 
 
 def resplit(whole: Part, n: int, number: int) -> tuple[Part, Part]:
@@ -112,10 +124,12 @@ def random_candidates(k: int, n: int, number: int) -> Array:
 def searched_candidates(part: Part, n: int, number: int) -> Array:
     """What `mobo` evaluates, with a prior that is as imperfect as it is for real models.
 
-    Here the mixture of logits is the fused model; the mixture of probabilities foretells it.
+    Here the mixture of logits is the fused model; the mixture of probabilities foretells it,
+    of a regression that of exponentials.
     """
     k = len(part.logits)
-    shares = soft.probabilities(part.logits).astype(np.float32)
+    shares = np.exp(part.logits) if part.regression else soft.probabilities(part.logits)
+    shares = shares.astype(np.float32)
     lowest = Ensemble(part.logits, part.labels, _Task(part)).minimiser()  # type: ignore[arg-type]
 
     def predict(W: Array) -> dict[str, Array]:

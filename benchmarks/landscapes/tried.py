@@ -6,10 +6,13 @@ maximised. `d` is the metric's paired difference to the uniform average.
 .. [Efron1975] B. Efron, C. Morris. Data analysis using Stein's estimator and its
    generalizations. JASA 70, 1975.
 .. [Breiman1996] L. Breiman. Bagging predictors. Machine Learning 24, 1996.
+.. [Breiman1984] L. Breiman, J. Friedman, R. Olshen, C. Stone. Classification and Regression
+   Trees. Wadsworth 1984, section 3.4.3 (the rule of one standard error).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +26,7 @@ from fusetune.tasks import soft
 
 SAMPLES = 200
 LENGTHS = (0.2, 0.35, 0.6, 1.0, 1.7, 3.0)
+TOWARDS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SCALES = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -41,8 +45,9 @@ class Seen:
         self.predictions = predictions
         losses = part.losses(predictions)
         self.loss, self.metric = -losses.mean(axis=1), self.value(predictions)
-        self.smooth = part.metric.smooth(predictions, part.labels)
-        self.brier = -soft.brier(predictions, part.labels)
+        smooth = part.metric.smooth
+        self.smooth = self.metric if smooth is None else smooth(predictions, part.labels)
+        self.brier = self.loss if part.regression else -soft.brier(predictions, part.labels)
         self.soft = _soft(part, predictions)
         rows = len(part.labels)
         counts = self.rng.multinomial(rows, np.full(rows, 1.0 / rows), size=SAMPLES)
@@ -73,6 +78,8 @@ class Seen:
 
 
 def _soft(part: Part, predictions: Array) -> Array:
+    if part.regression:
+        return part.metric.batched(predictions, part.labels)
     found = soft.confusion(soft.probabilities(predictions), part.labels)
     forms = {"f1": found.f1[:, 1], "matthews_correlation": found.matthews}
     return forms.get(part.metric.name, found.accuracy)
@@ -82,6 +89,15 @@ def z(score: Array) -> Array:
     """Standardised."""
     deviation = score.std()
     return (score - score.mean()) / (deviation if deviation > 0.0 else 1.0)
+
+
+def within(most: float, errors: float) -> str:
+    """The name of the rule that goes so far while it is within so many standard errors."""
+    return f"consensus, at most {most:g} towards the uniform average, {errors:g} errors"
+
+
+DEFAULT = within(selection.TOWARDS_UNIFORM[0], selection.ERRORS)
+"""What `fuse.choose: consensus` does."""
 
 
 def all_rules(seen: Seen) -> dict[str, Array]:
@@ -230,15 +246,40 @@ def guarded(seen: Seen) -> dict[str, Array]:
     def below(w: Array) -> float:
         return bound - float(seen.value(seen.part.mixed(w[None]))[0])
 
-    path = [(1.0 - s) * consensus + s * seen.W[anchor] for s in selection.SHARES]
+    back = [(1.0 - s) * consensus + s * seen.W[anchor] for s in selection.SHARES]
     own = seen.resampled(seen.part.mixed(consensus[None]), seen.counts)[:, 0]
     noise = float((own - seen.boot[:, member]).std())
     choose: Callable[[bool, Array], Array] = lambda ok, w: consensus if ok else w  # noqa: E731
+
+    def first(path: list[Array]) -> Array:
+        return next((w for w in [*path, *back] if below(w) <= 0.0), back[-1])
+
     return {
         "consensus, no guard": consensus,
         "consensus, else best": choose(below(consensus) <= 0.0, seen.best(seen.metric)),
-        "consensus, towards the anchor": next((w for w in path if below(w) <= 0.0), path[-1]),
+        "consensus, towards the anchor": first([]),
         "consensus, unless worse than its noise": choose(
             below(consensus) <= 1.64 * noise, seen.W[anchor]
         ),
+    } | {name: first(path) for name, path in _towards_uniform(seen, consensus).items()}
+
+
+def _towards_uniform(seen: Seen, consensus: Array) -> dict[str, list[Array]]:
+    """Paths from the uniform average to the consensus, to be taken where they are good enough.
+
+    By a fixed share, or as near to the average, or to a part of the way, as the metric is
+    within so many standard errors of the consensus's, paired [Breiman1984]_.
+    """
+    path = [selection.shrunk(consensus, share) for share in TOWARDS]
+    predictions = seen.part.mixed(np.array(path))
+    values, samples = seen.value(predictions), seen.resampled(predictions, seen.counts)
+    errors = (samples - samples[:, [-1]]).std(axis=0)
+    found = {
+        f"consensus, {share:g} towards the uniform average": path[i:]
+        for i, share in enumerate(TOWARDS[:-1])
     }
+    for most, c in itertools.product((1.0, 0.75), (0.5, 1.0, 2.0)):
+        near = values >= values[-1] - c * errors
+        kept = [path[i] for i in np.flatnonzero(near) if TOWARDS[i] <= most]
+        found[within(most, c)] = kept
+    return found

@@ -18,11 +18,11 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.search import study_name, weights_of
 from fusetune.pipeline.context import Context
+from fusetune.pipeline.workbench import Workbench
 from fusetune.tasks.task import Outputs, SplitName
 
 SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
 FILE = "outcomes.npz"
-LANDSCAPE = "landscape.npz"
 
 
 class Outcomes:
@@ -77,38 +77,37 @@ class Outcomes:
         _save(self.folder / FILE, self._arrays)
 
 
-def keep_landscape(context: Context, folder: Path, file: Path) -> bool:
-    """Write the members' outputs on both splits, if all were evaluated on both; else False.
+def keep_landscape(context: Context, file: Path) -> bool:
+    """Write the members' outputs on both splits; False where the members are gone.
 
-    The arrays are those of the recorded landscapes; `weights` and `values` are what the search
-    over w evaluated, with validation loss and metric.
+    A member that was not evaluated on test is evaluated now. The arrays are those of the
+    recorded landscapes; `weights` and `values` are what the search over w evaluated, with
+    validation loss and metric. Outputs are rounded to 16 bits: they stand in for models.
 
     Args:
         context: Of the run.
-        folder: The run's folder.
-        file: Where to write.
+        file: Where to write; one that knows the whole search is left alone.
     """
-    if not (folder / "members").is_dir():
+    study = study_name(context.recipe.fuse.sampler)
+    trials = [t for t in context.trials(study) if t.values is not None]
+    if file.exists():
+        with np.load(file) as saved:
+            if len(saved["weights"]) >= len(trials):
+                return True
+    if not context.folder.members.is_dir():
         return False
-    pool = MemberPool.open(folder / "members")
-    k, arrays = len(pool), {}
+    pool = MemberPool.open(context.folder.members)
+    bench = Workbench(pool, context, context.folder.evaluations)
+    arrays: dict[str, np.ndarray] = {}
     for split in SPLITS:
-        store = _store(context, folder, pool, split)
-        found = [store.get(FusionWeights.one_hot(i, k)) for i in range(k)]
-        logits = [
-            f.outputs.predictions for f in found if f is not None and f.outputs is not None
-        ]
-        if len(logits) < k:
-            return False
-        arrays[f"{split}_logits"] = np.stack(logits)
+        evaluator = bench.evaluator(split)
+        found = [evaluator(FusionWeights.one_hot(i, len(pool))) for i in range(len(pool))]
+        logits = [f.outputs.predictions for f in found if f.outputs is not None]
+        arrays[f"{split}_logits"] = np.stack(logits).astype(np.float16)
         arrays[f"{split}_labels"] = context.task.splits[split].labels
-    trials = [
-        t
-        for t in context.trials(study_name(context.recipe.fuse.sampler))
-        if t.values is not None
-    ]
     arrays["weights"] = np.array([weights_of(t).values for t in trials])
     arrays["values"] = np.array([t.values[:2] for t in trials])
+    file.parent.mkdir(parents=True, exist_ok=True)
     _save(file, arrays)
     return True
 

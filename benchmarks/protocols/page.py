@@ -78,10 +78,10 @@ _HEAD = """# Results
 
 This page is written by `python -m benchmarks.quality --page` from the records in
 `benchmarks/results/`, one for each task, seed and method. Ours: MiniLM (6 layers, 22.7 M
-parameters). Published: RoBERTa-base, four seeds (workshop version of the paper). Figures are
-test values in points, means ± standard deviations over the seeds; validation chooses, test
-only reports. Absolute figures of the two models cannot be compared; gains over `finetune`,
-and shares of the distance from `finetune` to `oracle`, can.
+parameters, trained and evaluated in bfloat16). Published: RoBERTa-base, four seeds (workshop
+version of the paper). Figures are test values in points, means ± standard deviations over the
+seeds; validation chooses, test only reports. Absolute figures of the two models cannot be
+compared; gains over `finetune`, and shares of the distance from `finetune` to `oracle`, can.
 
 A gain's interval (95 %) and p-value come from the paired bootstrap over test rows: seeds of
 a task with the same test rows are resampled together, all else independently, and the gains
@@ -216,13 +216,13 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
 
 
 def _landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
-    """Rules for the choice on re-splits of recorded landscapes, the best first."""
-    parts = ["## Rules for the choice on recorded landscapes\n"]
+    """Rules for the choice on re-splits of landscapes, the best first."""
+    parts = ["## Rules for the choice on landscapes\n"]
     if not rules:
         parts.append("Nothing is stored; `python -m benchmarks.rules --store` makes it.\n")
     for stored in rules:
         table: Mapping[str, Mapping[str, Sequence[float]]] = stored["rules"]
-        names = list(next(iter(table.values())))
+        counts: Mapping[str, int] = stored["landscapes"]
         command = " ".join(
             f"--{k} {stored[k]}" for k in ("candidates", "evaluations", "splits")
         )
@@ -230,14 +230,18 @@ def _landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
             rule: statistics.fmean(gain for gain, _ in row.values())
             for rule, row in table.items()
         }
-        rows = [["rule", "mean", *names]]
+        rows = [["rule", "mean", *(TITLES.get(task, task) for task in counts)]]
         for rule in sorted(table, key=lambda rule: -means[rule]):
             cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in table[rule].values()]
-            rows.append([rule, f"{means[rule]:+.2f}", *cells])
+            name = f"**{rule}**" if rule == stored["default"] else rule
+            rows.append([name, f"{means[rule]:+.2f}", *cells])
         parts.append(
-            "Gain on test over the best single member, in points, mean ± standard error over "
-            f"random re-splits: `python -m benchmarks.rules {command} --store`. "
-            "`consensus, towards the anchor` is `fuse.choose: consensus`.\n\n" + _markdown(rows)
+            "Gain on test over the best single member, in points, mean ± standard error: "
+            f"`python -m benchmarks.rules {command} --store`. Mixtures of the outputs of real "
+            "members stand in for fused models; landscapes by task: "
+            + ", ".join(f"{TITLES.get(t, t)} {n}" for t, n in counts.items())
+            + f". `fuse.choose: consensus` is “{stored['default']}”.\n\n"
+            + _markdown(rows)
         )
     return "\n".join(parts)
 

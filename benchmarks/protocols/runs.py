@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.protocols import records, settings
-from benchmarks.protocols.outcomes import LANDSCAPE, Outcomes, keep_landscape
+from benchmarks.protocols.outcomes import Outcomes, keep_landscape
 from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
 from fusetune.evaluation.bootstrap import bootstrap_counts
@@ -30,6 +30,7 @@ from fusetune.run import RunFolder
 from fusetune.tasks.task import Task
 
 DELETED = "members-deleted"
+LANDSCAPES = "landscapes"
 DEFAULT = ".default"
 TAIL = 2.5  # per cent
 
@@ -87,6 +88,10 @@ class Job:
     def seed_folder(self, runs: Path) -> Path:
         """The folder of its runs."""
         return self.out(runs) / f"seed-{self.seed}"
+
+    def landscape(self, results: Path, run: str) -> Path:
+        """The file with what the members of one of its runs say."""
+        return results / LANDSCAPES / f"{self.protocol}-{self.task}-{self.seed}-{run}.npz"
 
     @property
     def command(self) -> str:
@@ -153,8 +158,8 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         outcomes = Outcomes(folder)
         for run_name in made:
             outcomes.collect(context, run_name)
-        if not (folder / LANDSCAPE).exists():
-            keep_landscape(context, folder / name, folder / LANDSCAPE)
+            if not job.attempt:
+                _keep_landscape(job, plan, made[run_name], results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
         main = outcomes
@@ -167,6 +172,16 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
                 entries | _defaults(job, folder, entries, task.objectives[1])
             ).items()
         ]
+    finally:
+        context.close()
+
+
+def _keep_landscape(job: Job, plan: Plan, run: RunFolder, results: Path) -> None:
+    """What the run's members say of every row, for trying rules of choice without models."""
+    name = run.path.name
+    context = Context(plan.runs[name], run, Display(quiet=True))
+    try:
+        keep_landscape(context, job.landscape(results, name))
     finally:
         context.close()
 

@@ -85,10 +85,14 @@ TRIES: Mapping[str, Sequence[str]] = {
     "rate-double": [],
     "rate-half": [],
     "two-trajectories": ["train.trajectories=2"],
+    "base-member": ["fuse.base_member=true"],
+    "search-best": ["search.choose=best"],
+    "search-full": ["search.variant=full"],
     "brier": [],
     "soft-f1": [],
 }
-"""What is tried beside the protocol's settings; those without keys depend on the task."""
+"""What is tried beside the protocol's settings; those without keys depend on the task. The
+tries of the search show in `bomf` alone."""
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
@@ -134,7 +138,7 @@ def _quick(setting: Setting) -> list[str]:
     rates = [setting.rate * factor for factor in (0.5, 1.0, 2.0)]
     return [
         f"model.max_length={setting.max_length}",
-        "model.precision=float32",
+        "model.precision=bfloat16",
         "train.arguments.per_device_train_batch_size=16",
         f"train.epochs={setting.epochs:g}",
         f"train.arguments.learning_rate={setting.rate:g}",
