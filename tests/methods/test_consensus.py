@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
-from fusetune.evaluation.bootstrap import bootstrap_counts, paired_error
+from fusetune.evaluation.bootstrap import bootstrap_counts, paired_samples
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
@@ -128,12 +128,12 @@ def test_the_error_of_a_paired_difference_counts_the_rows_that_differ() -> None:
     first, second = right.copy(), right.copy()
     first[:20] = second[20:40] = [1.0, 0.0]
     loss = np.zeros(n, dtype=np.float32)
-    found = paired_error(
+    found = paired_samples(
         "accuracy",
         Outputs(loss, first),
         Outputs(loss, second),
         labels,
         Rows.resample,
         bootstrap_counts(n),
-    )
+    ).std()
     assert found == pytest.approx(np.sqrt(40) / n, rel=0.05)

@@ -81,17 +81,6 @@ def intervals(
     return found
 
 
-def standard_error(
-    name: str,
-    outputs: Outputs,
-    labels: NDArray[Any],
-    resample: Resample,
-    counts: NDArray[np.float64],
-) -> float:
-    """Standard error of objective `name` of one model; arguments as those of `intervals`."""
-    return float(resample(outputs, labels, counts)[name].std())
-
-
 def paired_difference(
     name: str,
     first: tuple[float, Outputs],
@@ -112,7 +101,7 @@ def paired_difference(
         resample: `Task.resample`.
         counts: `B x n`, of `bootstrap_counts`.
     """
-    sampled = _differences(name, first[1], second[1], labels, resample, counts)
+    sampled = paired_samples(name, first[1], second[1], labels, resample, counts)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(sampled, [tail, 100 - tail])
     below, above = np.mean(sampled <= 0), np.mean(sampled >= 0)
@@ -120,28 +109,7 @@ def paired_difference(
     return Difference(first[0] - second[0], float(low), float(high), p_value)
 
 
-def paired_error(
-    name: str,
-    first: Outputs,
-    second: Outputs,
-    labels: NDArray[Any],
-    resample: Resample,
-    counts: NDArray[np.float64],
-) -> float:
-    """Standard error of the paired difference of two models in objective `name`.
-
-    Args:
-        name: The objective.
-        first: Outcomes of the first model.
-        second: Of the second model.
-        labels: `n`.
-        resample: `Task.resample`.
-        counts: `B x n`, of `bootstrap_counts`.
-    """
-    return float(_differences(name, first, second, labels, resample, counts).std())
-
-
-def _differences(
+def paired_samples(
     name: str,
     first: Outputs,
     second: Outputs,
@@ -149,7 +117,11 @@ def _differences(
     resample: Resample,
     counts: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """First minus second on each bootstrap sample, `B`."""
+    """First minus second in objective `name` on each bootstrap sample, `B`.
+
+    Their standard deviation is the standard error of the difference. Arguments as those of
+    `paired_difference`.
+    """
     a, b = (resample(outputs, labels, counts)[name] for outputs in (first, second))
     return np.asarray(a - b)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from fusetune.evaluation.bootstrap import bootstrap_counts, paired_error
+from fusetune.evaluation.bootstrap import bootstrap_counts, paired_samples
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
@@ -205,15 +205,10 @@ class _Path:
         assert score is not None
         assert first.outputs is not None
         assert second.outputs is not None
-        labels = score.encoded.labels
-        return paired_error(
-            self.evaluator.primary.name,
-            first.outputs,
-            second.outputs,
-            labels,
-            score.task.resample,
-            bootstrap_counts(len(labels), SAMPLES),
-        )
+        labels, name = score.encoded.labels, self.evaluator.primary.name
+        counts = bootstrap_counts(len(labels), SAMPLES)
+        outputs = (first.outputs, second.outputs)
+        return float(paired_samples(name, *outputs, labels, score.task.resample, counts).std())
 
 
 def _unmet(seen: Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:

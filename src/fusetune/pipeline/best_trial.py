@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.errors import NoResultError
-from fusetune.evaluation.bootstrap import bootstrap_counts, standard_error
+from fusetune.evaluation.bootstrap import bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks.task import Task
@@ -121,7 +121,7 @@ def best_error(checks: Sequence[Evaluation], task: Task, labels: NDArray[Any]) -
     if best is None or best.outputs is None:
         return None
     counts = bootstrap_counts(len(labels), SAMPLES)
-    return standard_error(primary.name, best.outputs, labels, task.resample, counts)
+    return float(task.resample(best.outputs, labels, counts)[primary.name].std())
 
 
 def best_trials(

@@ -31,8 +31,8 @@ class SharedTraining:
         trial: Its λ, members and steps.
         history: (step, objective values on validation), in order, as it trained.
         seconds: What it took, the validations included.
-        error: Standard error of the best of the values in the primary metric; None where it
-            was not asked for.
+        error: Standard error of the best of the values in the primary metric; None where the
+            choice of the trial needs none, as of trainings that are handed on.
     """
 
     trial: KeptTrial
@@ -81,7 +81,7 @@ class SharedTrainings:
             shutil.copytree(source / "members", new, copy_function=_link, dirs_exist_ok=True)
         trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
         history = tuple((step, values) for step, values in data["history"])
-        return SharedTraining(KeptTrial(**trial), history, data["seconds"], data.get("error"))
+        return SharedTraining(KeptTrial(**trial), history, data["seconds"])
 
     def forget(self) -> None:
         """Remove everything, when no run is left that could need it."""
