@@ -142,6 +142,32 @@ def test_procedures_that_train_the_same_share_it(recipe: Path, tmp_path: Path) -
             assert found[name][key] == row[key], (name, key)
 
 
+def test_a_search_that_comes_back_to_the_recipes_rate_trains_nothing_anew(
+    recipe: Path, tmp_path: Path
+) -> None:
+    own = (
+        "train.arguments.learning_rate=3e-3",
+        "train.arguments.per_device_train_batch_size=8",
+    )
+    search = (*own, "search.trials=2", "search.pruner=none", "search.epochs=0.1")
+    options = (*search, "fuse.evaluations=4", "--seeds", "41", "--methods")
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    compare(recipe, together, *options, "finetune")
+    table = compare(recipe, together, *options, "finetune,bomf")
+    seed = together / "seed-41"
+    search_record = json.loads((seed / "bomf/stages/search.json").read_text())
+    assert search_record["params"]["learning_rate"] == 3e-3
+    assert "taken over from another run" in (seed / "bomf/run.log").read_text()
+    single = compare(recipe, alone, *options, "bomf")
+    found, expected = table["rows"][1], single["rows"][0]
+    assert found["method"] == expected["method"] == "bomf"
+    for key in ("validation", "test", "trainings", "evaluations"):
+        assert found[key] == expected[key], key
+    assert found["trainings"] == 3
+    trained = json.loads((seed / "fixed/stages/train.json").read_text())
+    assert found["total_seconds"] > trained["seconds"]  # they count wherever they were spent
+
+
 def test_seeds_share_a_database_without_sharing_studies(recipe: Path, tmp_path: Path) -> None:
     storage = f"storage=sqlite:///{tmp_path}/trials.db"
     options = (storage, "--seeds", "41,42", "--methods", "bo")

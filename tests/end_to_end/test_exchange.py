@@ -193,6 +193,21 @@ def test_studies_go_to_a_storage_and_begin_a_search(
     origins = [t.user_attrs["origin"] for t in study.trials]
     assert origins == ["given", "given", "sobol"]
 
+    recipe = parse(  # the recipe's own λ comes after them
+        tiny_recipe,
+        [
+            "search.trials=4",
+            "search.epochs=0.2",
+            space,
+            start,
+            "train.arguments.learning_rate=2e-3",
+        ],
+    )
+    folder = run(recipe, tmp_path / "named", stage="search")
+    study = optuna.load_study(study_name="search", storage=open_existing(folder.journal))
+    assert [t.user_attrs["origin"] for t in study.trials] == ["given"] * 3 + ["model"]
+    assert study.trials[2].params == {"learning_rate": 2e-3, "weight_decay": 0.0}
+
     missing = "search.space={per_device_train_batch_size: {choices: [8, 16]}}"
     with pytest.raises(RunError, match="did not vary per_device_train_batch_size; it varied"):
         run(parse(tiny_recipe, ["search.trials=3", missing, start]), tmp_path / "other")

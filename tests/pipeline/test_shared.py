@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fusetune.members.manifest import write_manifest
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.pipeline.shared import SharedTraining, SharedTrainings, needed_twice
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import derive, find, load
+from fusetune.run import RunFolder
 
 PARAMS = {"learning_rate": 1e-4}
 TRAINING = SharedTraining(
@@ -56,3 +59,47 @@ def test_only_full_trainings_are_worth_sharing(recipe: Recipe) -> None:
     full = derive(recipe, {"search.variant": "full", "search.epochs": None})
     assert needed_twice([full, full])
     assert not needed_twice([full, recipe, recipe])
+
+
+def test_what_another_run_trained_in_full_is_found(recipe: Recipe, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "fixed")
+    names = ["step-000002", "step-000004"]
+    for step, name in zip((2, 4), names, strict=True):
+        (run.members / name).mkdir(parents=True)
+        (run.members / name / "model.safetensors").write_bytes(b"weights")
+        write_manifest(run.members / name, step=step, epoch=None)
+    record = {
+        "params": {},
+        "members": names,
+        "steps": 4,
+        "start": None,
+        "seconds": 7.5,
+        "from_search": False,
+        "attempts": [],
+    }
+    run.finish("train", {"trajectories": [record]})
+    plain = derive(recipe, {"search.trials": 0, "fuse.methods": ["swa"]})
+    shared = SharedTrainings(tmp_path / "shared", {run: plain})
+
+    own = {"learning_rate": 1e-4, "weight_decay": 0.0}  # by name what the recipe has anyway
+    found = shared.find(recipe, own, tmp_path / "mine")
+    assert found == SharedTraining(KeptTrial(own, (2, 4), 4), (), 7.5)
+    assert (tmp_path / "mine/step-000004/model.safetensors").stat().st_nlink == 2
+    assert shared.find(recipe, own | {"weight_decay": 0.1}, tmp_path / "other") is None
+    assert shared.find(derive(recipe, {"seed": 7}), own, tmp_path / "other") is None
+
+    for changed in ({"from_search": True}, {"attempts": [{}, {}]}):  # its seconds are not all
+        run.finish("train", {"trajectories": [record | changed]})
+        assert shared.find(recipe, own, tmp_path / "other") is None
+    run.finish("train", {"trajectories": [record]})
+    shutil.rmtree(run.members / names[1])
+    assert shared.find(recipe, own, tmp_path / "other") is None
+    assert not (tmp_path / "other").exists()
+
+
+def test_trials_are_kept_only_where_another_search_wants_them(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    shared = SharedTrainings(tmp_path / "shared", {RunFolder(tmp_path / "a"): recipe})
+    shared.keep(recipe, tmp_path, TRAINING)
+    assert not shared.folder.exists()

@@ -60,7 +60,7 @@ def best_parameters(
     found: list[dict[str, Any]] = []
     outside = 0
     for trial in trials:
-        params = _inside(trial, wanted)
+        params = inside(trial.params, wanted)
         outside += params is None and len(found) < count
         if params is not None and params not in found:
             found.append(params)
@@ -96,13 +96,20 @@ def _best_first(study: Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
 
-def _inside(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any] | None:
-    """A trial's values of the space's parameters; None if one is missing or outside."""
+def inside(
+    given: Mapping[str, Any], space: Mapping[str, BaseDistribution]
+) -> dict[str, Any] | None:
+    """The values that a search space needs; None if one is missing or outside.
+
+    Args:
+        given: Parameter name → value; others than those of the space are left out.
+        space: Parameter name → distribution.
+    """
     params = {}
     for name, distribution in space.items():
-        if name not in trial.params:
+        if name not in given:
             return None
-        value = trial.params[name]
+        value = given[name]
         try:
             if isinstance(distribution, FloatDistribution):
                 value = float(value)

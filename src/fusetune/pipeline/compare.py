@@ -16,7 +16,7 @@ from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.seed_results import seed_results
-from fusetune.pipeline.shared import SharedTrainings, needed_twice
+from fusetune.pipeline.shared import SharedTrainings
 from fusetune.recipe import Recipe
 from fusetune.report.comparison import FORMATS, Comparison, notes, to_json, to_table
 from fusetune.report.comparison import compare as compare_results
@@ -139,8 +139,9 @@ def _run_all(
     """The folders of the runs that were made, and why others led to nothing."""
     folders: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
-    shared = SharedTrainings(out / "shared") if needed_twice([*plan.runs.values()]) else None
-    if shared is not None and force:
+    runs = {RunFolder(out / name): recipe for name, recipe in plan.runs.items()}
+    shared = SharedTrainings(out / "shared", runs)
+    if force:
         shared.forget()
     for name, recipe in plan.runs.items():
         display.say(f"seed {recipe.seed}, {name}")
@@ -150,6 +151,5 @@ def _run_all(
         except NoResultError as error:
             display.warn(f"{name}: {error}")
             failed[name] = error.message
-    if shared is not None:
-        shared.forget()
+    shared.forget()
     return folders, failed

@@ -1,7 +1,8 @@
 """Trainings that several runs of a comparison need, done once and handed on.
 
 `hpbo`, `bilevel` and `bilevel:METHOD` begin their searches with the same λ, and train it with
-the same seed: the trajectories are the same to the bit. What is done with them differs.
+the same seed: the trajectories are the same to the bit. What is done with them differs. So are
+those of a run without a search, and of one whose search came back to the recipe's own λ.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.members.disk import replaced_folder, write_json
+from fusetune.members.manifest import read_manifest
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.recipe import Recipe
+from fusetune.run import RunFolder
 from fusetune.tasks.task import Task
+from fusetune.training.arguments import complete
 
 RECORD = "training.json"
 
@@ -48,13 +52,18 @@ class SharedTrainings:
 
     Args:
         folder: Made when the first training is kept.
+        runs: The runs of the comparison; what one has trained in full is found where it lies.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runs: Mapping[RunFolder, Recipe] | None = None) -> None:
         self.folder = folder
+        self.runs = runs or {}
+        self.trials = needed_twice([*self.runs.values()]) if self.runs else True
 
     def keep(self, recipe: Recipe, members: Path, training: SharedTraining) -> None:
-        """Hand on a training whose members are the folders in `members`."""
+        """Hand on a trial's training whose members are the folders in `members`."""
+        if not self.trials:
+            return
         target = self._of(recipe, training.trial.params)
         if target.is_dir():
             return
@@ -82,6 +91,31 @@ class SharedTrainings:
         trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
         history = tuple((step, values) for step, values in data["history"])
         return SharedTraining(KeptTrial(**trial), history, data["seconds"])
+
+    def find(
+        self, recipe: Recipe, params: Mapping[str, Any], members: Path
+    ) -> SharedTraining | None:
+        """As `take`; also of what other runs trained in full, which has no history.
+
+        A run that is at work itself has no finished training yet.
+        """
+        found = self.take(recipe, params, members)
+        wanted = _identity(recipe, params)
+        for run, other in () if found else self.runs.items():
+            trained = _trained(run)
+            if trained is None or _identity(other, trained["params"]) != wanted:
+                continue
+            folders = [run.members / name for name in trained["members"]]
+            manifests = [read_manifest(folder) for folder in folders]
+            steps = tuple(manifest.step for manifest in manifests if manifest is not None)
+            if len(steps) < len(folders):  # deleted in the meantime
+                continue
+            with replaced_folder(members) as new:
+                for folder in folders:
+                    shutil.copytree(folder, new / folder.name, copy_function=_link)
+            trial = KeptTrial(params, steps, trained["steps"], trained["start"])
+            return SharedTraining(trial, (), trained["seconds"])
+        return found
 
     def forget(self) -> None:
         """Remove everything, when no run is left that could need it."""
@@ -118,12 +152,24 @@ def needed_twice(recipes: Sequence[Recipe]) -> bool:
     return sum(recipe.trains_in_trials for recipe in recipes) > 1
 
 
+def _trained(run: RunFolder) -> dict[str, Any] | None:
+    """The record of a run's only training, if it was one from beginning to end."""
+    stage = run.done("train") or {}
+    trajectories = stage.get("trajectories", ())
+    if len(trajectories) != 1:
+        return None
+    record: dict[str, Any] = trajectories[0]
+    given_up = len(record["attempts"]) > 1
+    return None if record["from_search"] or given_up else record
+
+
 def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
     """Of everything that a full training of this λ, and its members, depend on."""
     data = recipe.dump()
-    train = {**data["train"], "arguments": {**data["train"]["arguments"], **params}}
+    arguments = complete({**data["train"]["arguments"], **params})
+    train = {**data["train"], "arguments": arguments}
     decides = {"seed": data["seed"], "task": data["task"], "model": data["model"]}
-    text = json.dumps({**decides, "train": train}, sort_keys=True)
+    text = json.dumps({**decides, "train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

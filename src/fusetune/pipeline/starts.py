@@ -1,7 +1,7 @@
-"""Starting points from elsewhere: trials of an Optuna study, weights of merge recipes.
+"""Starting points: the recipe's own λ, trials of an Optuna study, weights of merge recipes.
 
-They are read once and kept in the run folder, so that a resumed run has the same ones whatever
-has become of their files.
+Those from elsewhere are read once and kept in the run folder, so that a resumed run has the
+same ones whatever has become of their files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from fusetune.members.disk import write_json
 from fusetune.members.mergekit import LinearMerge
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
-from fusetune.optimization.studies import best_parameters
+from fusetune.optimization.studies import best_parameters, inside
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import distributions
+from fusetune.recipe import Recipe
+from fusetune.training.arguments import ALIASES, complete
 
 
 def check(context: Context) -> None:
@@ -32,7 +34,7 @@ def check(context: Context) -> None:
     """
     recipe = context.recipe
     if context.folder.done("search") is None:
-        hyperparameters(context, distributions(recipe))
+        _of_study(context, distributions(recipe))
     if context.folder.done("fuse") is None and _kept(context, "fuse") is None:
         for file in recipe.fuse.start:
             LinearMerge.read(file)
@@ -41,7 +43,33 @@ def check(context: Context) -> None:
 def hyperparameters(
     context: Context, space: Mapping[str, BaseDistribution]
 ) -> list[dict[str, Any]]:
-    """The λ that the first trials of the search take; empty without `search.start`."""
+    """The λ of the first trials: those of `search.start`, then the recipe's own."""
+    found, usual = _of_study(context, space), own(context.recipe, space)
+    return found if usual is None or usual in found else [*found, usual]
+
+
+def own(recipe: Recipe, space: Mapping[str, BaseDistribution]) -> dict[str, Any] | None:
+    """The λ that the recipe trains with where it searches none.
+
+    What the search finds is to be compared with it: trials find it by chance at most. What
+    `train.arguments` does not name has the default of Transformers.
+
+    Args:
+        recipe: Its `train.arguments`.
+        space: Parameter name → distribution.
+
+    Returns:
+        None where the recipe names no parameter of the space, or one lies outside of it.
+    """
+    today = {name: ALIASES.get(name, name) for name in space}
+    named = {ALIASES.get(name, name) for name in recipe.train.arguments}
+    if named.isdisjoint(today.values()):
+        return None
+    known = complete(recipe.train.arguments)
+    return inside({n: known[new] for n, new in today.items() if new in known}, space)
+
+
+def _of_study(context: Context, space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
     start = context.recipe.search.start
     if start is None:
         return []

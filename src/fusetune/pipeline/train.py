@@ -151,7 +151,7 @@ def _shared(
     given_up = bool(attempts.judged) and not attempts.judged[0].kept
     if context.shared is None or trajectory.number is not None or given_up:
         return None
-    found = context.shared.take(context.recipe, trajectory.params, context.folder.members)
+    found = context.shared.find(context.recipe, trajectory.params, context.folder.members)
     if found is None:
         return None
     trial = found.trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,16 @@ OWN = {
 SECRETS = ("hub_token", "push_to_hub_token")
 """Fields that hold a secret, which a recipe must not: it is kept, shown and handed on."""
 
+DEFAULTS: Mapping[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,  # a NaN loss must be seen, not smoothed over
+    "optim": "adamw_torch_fused",
+}
+"""Where they differ from those of Transformers."""
+
 
 @cache
 def _hints() -> Mapping[str, Any]:
@@ -74,6 +85,17 @@ def type_problem(name: str, value: Any) -> str | None:
     return None
 
 
+def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Some arguments by the names they have today, and all others at their defaults."""
+    fields = dataclasses.fields(TrainingArguments)
+    given = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return {**given, **DEFAULTS, **_renamed(arguments)}
+
+
+def _renamed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {ALIASES.get(name, name): value for name, value in arguments.items()}
+
+
 def build(
     folder: Path,
     arguments: Mapping[str, Any],
@@ -96,16 +118,7 @@ def build(
     Raises:
         RecipeError: If `TrainingArguments` refuses a value.
     """
-    values: dict[str, Any] = {
-        "report_to": "none",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        "logging_nan_inf_filter": False,  # a NaN loss must be seen, not smoothed over
-        "optim": "adamw_torch_fused",
-    }
-    for name, value in copy.deepcopy(dict(arguments)).items():  # some are filled in place
-        values[ALIASES.get(name, name)] = value
+    values = {**DEFAULTS, **_renamed(copy.deepcopy(dict(arguments)))}  # some change in place
     schedule = values.get("lr_scheduler_type")
     if schedule in SCHEDULES:  # our own; the Trainer builds it from `schedules`
         values["lr_scheduler_type"] = "constant"
