@@ -56,19 +56,22 @@ class Outcomes:
     def collect(self, context: Context, run: str) -> None:
         """Take what the run's evaluation store has on all its rows, and write the file.
 
+        What an earlier run of that name said is dropped, as long as there are members.
+
         Args:
             context: Of any run of the seed: it gives splits, device and precision.
             run: Name of the run's folder; without its members nothing new can be taken.
         """
         folder = self.folder / run
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
-        rows = [row for row in results if f"{run}/{row}/test/loss" not in self._arrays]
-        if not rows or not (folder / "members").is_dir():
+        if not (folder / "members").is_dir():
             return
         pool = MemberPool.open(folder / "members")
+        others = {n: a for n, a in self._arrays.items() if not n.startswith(f"{run}/")}
+        self._arrays = others
         for split in SPLITS:
             store = _store(context, folder, pool, split)
-            for row in rows:
+            for row in results:
                 found = store.get(_point(results[row], folder))
                 if found is not None and found.outputs is not None:
                     name = f"{run}/{row}/{split}"
@@ -86,13 +89,14 @@ def keep_landscape(context: Context, file: Path) -> bool:
 
     Args:
         context: Of the run.
-        file: Where to write; one that knows the whole search is left alone.
+        file: Where to write; one that knows this search, whole, is left alone.
     """
     study = study_name(context.recipe.fuse.sampler)
     trials = [t for t in context.trials(study) if t.values is not None]
+    weights = np.array([weights_of(trial).values for trial in trials])
     if file.exists():
         with np.load(file) as saved:
-            if len(saved["weights"]) >= len(trials):
+            if np.array_equal(saved["weights"], weights):
                 return True
     if not context.folder.members.is_dir():
         return False
@@ -105,7 +109,7 @@ def keep_landscape(context: Context, file: Path) -> bool:
         logits = [f.outputs.predictions for f in found if f.outputs is not None]
         arrays[f"{split}_logits"] = np.stack(logits).astype(np.float16)
         arrays[f"{split}_labels"] = context.task.splits[split].labels
-    arrays["weights"] = np.array([weights_of(t).values for t in trials])
+    arrays["weights"] = weights
     arrays["values"] = np.array([t.values[:2] for t in trials])
     file.parent.mkdir(parents=True, exist_ok=True)
     _save(file, arrays)
