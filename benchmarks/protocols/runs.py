@@ -48,6 +48,7 @@ class Job:
         methods: Rows; `finetune` is always made.
         recipe: With the protocol's settings.
         overrides: Those, as text.
+        data: The folder of the data sets.
     """
 
     protocol: str
@@ -58,6 +59,7 @@ class Job:
     methods: tuple[str, ...]
     recipe: Recipe
     overrides: tuple[str, ...]
+    data: Path
 
     @classmethod
     def of(
@@ -78,7 +80,7 @@ class Job:
         recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
         rows = wanted_rows(recipe, [BASE, *methods], lambda _: None)
         kept = tuple(o for o in overrides if not o.startswith("task.data="))
-        return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept)
+        return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data)
 
     def out(self, runs: Path) -> Path:
         """The folder of the comparison."""
@@ -136,7 +138,14 @@ def run(
     if job.missing(results):
         plan = make_plan(job.recipe, job.methods, job.seed)
         _refuse_deleted(folder, plan)
-        compare(job.recipe, job.out(runs), [job.seed], methods=job.methods, display=display)
+        compare(
+            job.recipe,
+            job.out(runs),
+            [job.seed],
+            methods=job.methods,
+            trained=_trained(job, runs),
+            display=display,
+        )
         written = _store(job, runs, results, plan)
     else:
         display.say(f"{job.task} {job.seed} {job.attempt}: all rows are stored")
@@ -144,6 +153,16 @@ def run(
     if delete_members and folder.is_dir():
         _delete_members(folder)
     return written
+
+
+def _trained(job: Job, runs: Path) -> dict[RunFolder, Recipe]:
+    """The run of the protocol's own settings; tries of fusion alone take its members."""
+    if not job.attempt:
+        return {}
+    recipe, _ = settings.recipe(job.task, job.protocol, job.data, scale=job.scale)
+    plan = make_plan(recipe, [BASE], job.seed)
+    folder = replace(job, attempt="").seed_folder(runs)
+    return {RunFolder(folder / name): recipe for name, recipe in plan.runs.items()}
 
 
 def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:

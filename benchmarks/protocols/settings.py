@@ -86,6 +86,8 @@ TRIES: Mapping[str, Sequence[str]] = {
     "rate-half": [],
     "two-trajectories": ["train.trajectories=2"],
     "base-member": ["fuse.base_member=true"],
+    "evaluations-20": ["fuse.evaluations=20"],
+    "evaluations-90": ["fuse.evaluations=90"],
     "search-best": ["search.choose=best"],
     "search-full": ["search.variant=full"],
     "brier": [],

@@ -20,8 +20,10 @@ def test_a_tiny_protocol_from_training_to_records(
 ) -> None:
     short = ["search.trials=0", "train.epochs=1", "train.members=3", "fuse.evaluations=9"]
 
+    tries = {"members-2": ["train.members=2"], "evaluations-20": ["fuse.evaluations=7"]}
+
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
-        more = ["train.members=2"] if attempt else []
+        more = tries.get(attempt, [])
         return parse(tiny_recipe, [*short, *more]), [*short, *more]
 
     monkeypatch.setattr(settings, "recipe", tiny)
@@ -64,8 +66,16 @@ def test_a_tiny_protocol_from_training_to_records(
     again = {r.method: r for r in records.read_all(tmp_path / "results")}
     assert (again["mobo"].differences() == found["mobo"].differences()).all()
 
+    run(job("mobo", attempt="evaluations-20"))  # the members are those of the main run
+    log = tmp_path / "runs/b/rte+evaluations-20/seed-41/fixed/run.log"
+    assert "taken over from another run" in log.read_text()
+    (fewer,) = [
+        r for r in records.read_all(tmp_path / "results") if r.attempt and r.method == "mobo"
+    ]
+    assert fewer.evaluations == 7
+
     assert run(job("swa", "mobo", "oracle"), delete=True) == []
-    assert not list((tmp_path / "runs").rglob("members/*"))
+    assert not list((tmp_path / "runs/b/rte").rglob("members/*"))
     with pytest.raises(RunError, match="no members any more, and ema"):
         run(job("ema"))
     made = run(job("swa", attempt="members-2"))  # against the finetune whose members are gone

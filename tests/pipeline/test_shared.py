@@ -86,6 +86,8 @@ def test_what_another_run_trained_in_full_is_found(recipe: Recipe, tmp_path: Pat
     assert found == SharedTraining(KeptTrial(own, (2, 4), 4), (), 7.5)
     assert (tmp_path / "mine/step-000004/model.safetensors").stat().st_nlink == 2
     assert shared.find(recipe, own | {"weight_decay": 0.1}, tmp_path / "other") is None
+    scored = derive(recipe, {"task.metrics": ["accuracy", "brier"]})
+    assert shared.find(scored, own, tmp_path / "scored") is not None
     assert shared.find(derive(recipe, {"seed": 7}), own, tmp_path / "other") is None
 
     for changed in ({"from_search": True}, {"attempts": [{}, {}]}):  # its seconds are not all
@@ -100,6 +102,6 @@ def test_what_another_run_trained_in_full_is_found(recipe: Recipe, tmp_path: Pat
 def test_trials_are_kept_only_where_another_search_wants_them(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    shared = SharedTrainings(tmp_path / "shared", {RunFolder(tmp_path / "a"): recipe})
+    shared = SharedTrainings(tmp_path / "shared", trials=False)
     shared.keep(recipe, tmp_path, TRAINING)
     assert not shared.folder.exists()

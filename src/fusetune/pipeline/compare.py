@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fusetune.errors import NoResultError, RecipeError, RunError
@@ -16,7 +17,7 @@ from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.seed_results import seed_results
-from fusetune.pipeline.shared import SharedTrainings
+from fusetune.pipeline.shared import SharedTrainings, needed_twice
 from fusetune.recipe import Recipe
 from fusetune.report.comparison import FORMATS, Comparison, notes, to_json, to_table
 from fusetune.report.comparison import compare as compare_results
@@ -30,6 +31,7 @@ def compare(
     seeds: Sequence[int],
     *,
     methods: Sequence[str] | None = None,
+    trained: Mapping[RunFolder, Recipe] = MappingProxyType({}),
     force: bool = False,
     display: Display,
 ) -> Comparison:
@@ -47,6 +49,8 @@ def compare(
             comparison.json, .md and .tex.
         seeds: At least one, each once.
         methods: The rows; those of the recipe if None.
+        trained: Further runs, with their recipes; what would be trained as one of them was in
+            full is taken over from it.
         force: Start every run anew.
         display: Where progress and the table are shown.
 
@@ -59,7 +63,7 @@ def compare(
     _check_folders(out, plans, force=force)
     task = _check_runs(out, plans[seeds[0]])
     with claimed(out, "The folder of the comparison"):
-        return _compare(plans, rows, task, out, force=force, display=display)
+        return _compare(plans, rows, task, out, trained, force=force, display=display)
 
 
 def _compare(
@@ -67,13 +71,15 @@ def _compare(
     rows: Sequence[str],
     task: Task,
     out: Path,
+    trained: Mapping[RunFolder, Recipe],
     *,
     force: bool,
     display: Display,
 ) -> Comparison:
     results = []
     for seed, plan in plans.items():
-        made, failed = _run_all(plan, out / f"seed-{seed}", force=force, display=display)
+        folder = out / f"seed-{seed}"
+        made, failed = _run_all(plan, folder, trained, force=force, display=display)
         found = seed_results(plan, made, failed, task.objectives[1])
         results.append({"task": task.name, "seed": seed, **found})
     if not any(result["methods"] for result in results):
@@ -134,13 +140,19 @@ def _check_runs(out: Path, plan: Plan) -> Task:
 
 
 def _run_all(
-    plan: Plan, out: Path, *, force: bool, display: Display
+    plan: Plan,
+    out: Path,
+    trained: Mapping[RunFolder, Recipe],
+    *,
+    force: bool,
+    display: Display,
 ) -> tuple[dict[str, RunFolder], dict[str, str]]:
     """The folders of the runs that were made, and why others led to nothing."""
     folders: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     runs = {RunFolder(out / name): recipe for name, recipe in plan.runs.items()}
-    shared = SharedTrainings(out / "shared", runs)
+    twice = needed_twice([*plan.runs.values()])
+    shared = SharedTrainings(out / "shared", {**runs, **trained}, trials=twice)
     if force:
         shared.forget()
     for name, recipe in plan.runs.items():

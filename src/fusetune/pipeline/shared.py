@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fusetune.members.disk import replaced_folder, write_json
@@ -52,13 +53,20 @@ class SharedTrainings:
 
     Args:
         folder: Made when the first training is kept.
-        runs: The runs of the comparison; what one has trained in full is found where it lies.
+        runs: What one of them has trained in full is found where it lies.
+        trials: Whether trainings of trials are kept as well.
     """
 
-    def __init__(self, folder: Path, runs: Mapping[RunFolder, Recipe] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        runs: Mapping[RunFolder, Recipe] = MappingProxyType({}),
+        *,
+        trials: bool = True,
+    ) -> None:
         self.folder = folder
-        self.runs = runs or {}
-        self.trials = needed_twice([*self.runs.values()]) if self.runs else True
+        self.runs = runs
+        self.trials = trials
 
     def keep(self, recipe: Recipe, members: Path, training: SharedTraining) -> None:
         """Hand on a trial's training whose members are the folders in `members`."""
@@ -168,7 +176,8 @@ def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
     data = recipe.dump()
     arguments = complete({**data["train"]["arguments"], **params})
     train = {**data["train"], "arguments": arguments}
-    decides = {"seed": data["seed"], "task": data["task"], "model": data["model"]}
+    task = {k: v for k, v in data["task"].items() if k != "metrics"}  # no training asks them
+    decides = {"seed": data["seed"], "task": task, "model": data["model"]}
     text = json.dumps({**decides, "train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
