@@ -14,8 +14,13 @@ from typing import Any
 import pytest
 
 from fusetune.pipeline import run
+from fusetune.pipeline.attempts import promised
+from fusetune.pipeline.context import Context
+from fusetune.pipeline.display import Display
+from fusetune.pipeline.trajectories import Trajectory
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import parse
+from fusetune.run import RunFolder
 
 LIGHT = ("search.trials=1", "train.epochs=2", "train.members=3")
 OUT_OF_REACH, ANYTHING = 2.0, -1.0  # of an accuracy
@@ -61,13 +66,19 @@ def test_a_rate_that_only_the_trial_bore_is_lowered(tiny_recipe: str, tmp_path: 
     ]
     recipe = parse(tiny_recipe, overrides)
     run(recipe, tmp_path, stage="search")
+    context = Context(recipe, RunFolder(tmp_path), Display(quiet=True))
+    found = record(tmp_path, "search")
+    for rate, judged in ((0.004, False), (0.1, True)):  # the recipe's own is not
+        params = found["params"] | {"learning_rate": rate}
+        promise = promised(context, Trajectory(None, params, 41, 0))
+        assert promise == (found["value"] if judged else None)
+    context.close()
     with_rate(tmp_path, 0.1)
     run(recipe, tmp_path)
-    promised = record(tmp_path, "search")["value"]
     train = record(tmp_path, "train")
     first, second = train["trajectories"][0]["attempts"]
     assert first["learning_rate"] == 0.1
-    assert first["value"] < first["promised"] == promised
+    assert first["value"] < first["promised"] == found["value"]
     assert second["learning_rate"] == train["params"]["learning_rate"] == 0.004
     assert second["kept"]
     assert train["trainings"] == train["evaluations"] == 2

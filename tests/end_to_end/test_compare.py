@@ -158,6 +158,9 @@ def test_a_search_that_comes_back_to_the_recipes_rate_trains_nothing_anew(
     search_record = json.loads((seed / "bomf/stages/search.json").read_text())
     assert search_record["params"]["learning_rate"] == 3e-3
     assert "taken over from another run" in (seed / "bomf/run.log").read_text()
+    before = {f.name: f.stat().st_ino for f in (seed / "fixed/evaluations").iterdir()}
+    after = {f.name: f.stat().st_ino for f in (seed / "bomf/evaluations").iterdir()}
+    assert before.items() <= after.items()  # nothing is evaluated anew
     single = compare(recipe, alone, *options, "bomf")
     found, expected = table["rows"][1], single["rows"][0]
     assert found["method"] == expected["method"] == "bomf"

@@ -50,6 +50,21 @@ def test_a_file_that_a_kill_cut_off_counts_as_none(tmp_path: Path) -> None:
     assert EvaluationStore(tmp_path, "x").get(W) is not None
 
 
+def test_what_another_run_evaluated_is_taken_over_with_its_cost(tmp_path: Path) -> None:
+    other, own = tmp_path / "other", tmp_path / "own"
+    EvaluationStore(other, "x").put(W, evaluation())
+    nothing = tmp_path / "nothing"
+    assert EvaluationStore(own, "y", [nothing, other]).get(W) is None
+    assert not own.exists()
+    found = EvaluationStore(own, "x", [nothing, other]).get(W)
+    assert found is not None
+    assert (found.values, found.seconds) == (evaluation().values, 0.5)
+    assert spent(own) == spent(other)
+    (file,) = other.iterdir()
+    file.unlink()
+    assert EvaluationStore(own, "x").get(W) is not None
+
+
 def test_in_memory_only() -> None:
     store = EvaluationStore(None, "x")
     store.put(W, Evaluation({"loss": 1.0}, None, 0.0))

@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusetune.evaluation.evaluation import Evaluation
+from fusetune.members.disk import link
 from fusetune.members.points import Point, key
 from fusetune.tasks.task import Outputs
 
@@ -28,11 +29,13 @@ class EvaluationStore:
         folder: Where the files go; None keeps them in memory only.
         context: Fingerprints of members, split, device and precision: an evaluation of
             other members or other data is never taken for one of these.
+        others: Folders of other runs; what they know is taken over, and its cost with it.
     """
 
-    def __init__(self, folder: Path | None, context: str) -> None:
+    def __init__(self, folder: Path | None, context: str, others: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.context = context
+        self.others = tuple(others)
         self._known: dict[Point, Evaluation] = {}
 
     def get(self, point: Point) -> Evaluation | None:
@@ -40,8 +43,13 @@ class EvaluationStore:
         if point in self._known:
             return self._known[point]
         path = self._path(point)
-        if path is None or not path.is_file():
+        if path is None:
             return None
+        for folder in () if path.is_file() else self.others:
+            if (folder / path.name).is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                link(folder / path.name, path)
+                break
         try:
             with np.load(path, allow_pickle=False) as saved:
                 outputs = Outputs(
@@ -55,7 +63,7 @@ class EvaluationStore:
                 )
                 seconds, averaging, read = saved["cost"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None
+            return None  # not there, or damaged
         evaluation = Evaluation(values, outputs, seconds, averaging, int(read))
         self._known[point] = evaluation
         return evaluation

@@ -167,3 +167,16 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             os.replace(old, folder)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file that is never changed in place a second name, or copy it where that fails.
+
+    Nothing happens if the target is there already.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # another device, or a file system without links
+        shutil.copy2(source, target)

@@ -28,6 +28,8 @@ from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.disk import write_json
 from fusetune.pipeline.best_trial import RATE
 from fusetune.pipeline.context import SEARCH, Context
+from fusetune.pipeline.space import distributions
+from fusetune.pipeline.starts import own
 from fusetune.pipeline.trajectories import Trajectory
 from fusetune.recipe import Recipe
 from fusetune.training.collect import member_name
@@ -63,10 +65,13 @@ def promised(context: Context, trajectory: Trajectory) -> float | None:
     """The primary metric of the best checkpoint of the trial that found λ.
 
     None where a full training has nothing to keep: λ is of no trial, or the trial was a full
-    training itself; and where the recipe allows no other attempt.
+    training itself, or λ is the recipe's own, which it trains with in any case; and where the
+    recipe allows no other attempt.
     """
     recipe = context.recipe
     if trajectory.trial is None or recipe.trains_in_trials or not recipe.train.retries:
+        return None
+    if trajectory.params == own(recipe, distributions(recipe)):
         return None
     for trial in context.trials(SEARCH):
         value = trial.user_attrs.get("best_member", trial.value)

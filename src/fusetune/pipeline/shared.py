@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fusetune.members.disk import replaced_folder, write_json
+from fusetune.members.disk import link, replaced_folder, write_json
 from fusetune.members.manifest import read_manifest
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.recipe import Recipe
@@ -76,7 +75,7 @@ class SharedTrainings:
         if target.is_dir():
             return
         with replaced_folder(target) as new:
-            shutil.copytree(members, new / "members", copy_function=_link)
+            shutil.copytree(members, new / "members", copy_function=link)
             write_json(new / RECORD, asdict(training))
 
     def take(
@@ -95,7 +94,7 @@ class SharedTrainings:
         except FileNotFoundError:
             return None
         with replaced_folder(members) as new:
-            shutil.copytree(source / "members", new, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(source / "members", new, copy_function=link, dirs_exist_ok=True)
         trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
         history = tuple((step, values) for step, values in data["history"])
         return SharedTraining(KeptTrial(**trial), history, data["seconds"])
@@ -120,10 +119,15 @@ class SharedTrainings:
                 continue
             with replaced_folder(members) as new:
                 for folder in folders:
-                    shutil.copytree(folder, new / folder.name, copy_function=_link)
+                    shutil.copytree(folder, new / folder.name, copy_function=link)
             trial = KeptTrial(params, steps, trained["steps"], trained["start"])
             return SharedTraining(trial, (), trained["seconds"])
         return found
+
+    def evaluations(self, own: Path) -> list[Path]:
+        """The stores of evaluations of the other runs."""
+        folders = [run.evaluations for run in self.runs]
+        return [folder for folder in folders if folder != own]
 
     def forget(self) -> None:
         """Remove everything, when no run is left that could need it."""
@@ -180,10 +184,3 @@ def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
     decides = {"seed": data["seed"], "task": task, "model": data["model"]}
     text = json.dumps({**decides, "train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another device, or a file system without links
-        shutil.copy2(source, target)

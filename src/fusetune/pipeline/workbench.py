@@ -117,8 +117,10 @@ class Workbench:
             per_pass, why = candidates.plan(wanted, model, scorer)
             if why:
                 self.context.note(f"fuse.candidates_per_pass: {why}.")
+        shared, own = self.context.shared, self.evaluations
+        others = shared.evaluations(own) if shared is not None and own is not None else ()
         store = EvaluationStore(
-            self.evaluations, f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
+            own, f"{self.pool.fingerprint} {scorer.fingerprint}{way}", others
         )
         objectives = self.context.task.objectives
         elsewhere = None
