@@ -16,6 +16,7 @@ from benchmarks.protocols.outcomes import Outcomes, keep_landscape
 from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
 from fusetune.evaluation.bootstrap import bootstrap_counts
+from fusetune.members.pool import MemberPool
 from fusetune.objective import Objective
 from fusetune.pipeline.compare import compare
 from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
@@ -177,8 +178,8 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         outcomes = Outcomes(folder)
         for run_name in made:
             outcomes.collect(context, run_name)
-            if not job.attempt:
-                _keep_landscape(job, plan, made[run_name], results)
+        if not job.attempt:
+            _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
         main = outcomes
@@ -195,14 +196,20 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         context.close()
 
 
-def _keep_landscape(job: Job, plan: Plan, run: RunFolder, results: Path) -> None:
-    """What the run's members say of every row, for trying rules of choice without models."""
-    name = run.path.name
-    context = Context(plan.runs[name], run, Display(quiet=True))
-    try:
-        keep_landscape(context, job.landscape(results, name))
-    finally:
-        context.close()
+def _keep_landscapes(
+    job: Job, plan: Plan, made: Mapping[str, RunFolder], results: Path
+) -> None:
+    """What members say of every row, for trying rules without models; each pool once."""
+    seen = set()
+    for name, run in made.items():
+        context = Context(plan.runs[name], run, Display(quiet=True))
+        try:
+            pool = MemberPool.open(run.members).fingerprint if run.members.is_dir() else name
+            if pool not in seen:  # bomf may have the members of the run without a search
+                keep_landscape(context, job.landscape(results, name))
+            seen.add(pool)
+        finally:
+            context.close()
 
 
 class _Compared:
