@@ -71,7 +71,9 @@ def bench(folder: Path, **fuse: Any) -> tuple[Workbench, list[str]]:
         executor=SimpleNamespace(kind="serial"),
         model=SimpleNamespace(device_map=None),
     )
-    context = SimpleNamespace(recipe=recipe, scorer=scorers.get, note=notes.append, task=task)
+    context = SimpleNamespace(
+        recipe=recipe, scorer=scorers.get, note=notes.append, task=task, shared=None
+    )
     made = Workbench(pool, cast(Context, context), folder / "kept", section.compile)
     made.__dict__["average"] = ResidentAverage(pool, Bag().eval())
     return made, notes
