@@ -9,7 +9,8 @@ standard errors over the splits, or over the landscapes where a task has several
 mobo` takes what the search evaluates (some seconds a split), `random` points of the simplex.
 
 Landscapes are those that runs of the quality protocols leave (benchmarks/results/landscapes),
-or files and folders given by --data. Without any the command says so.
+or files and folders given by --data; those that end in `light` had a λ that an earlier search
+found by light trials alone. Without any the command says so.
 
 gain_default, gain_best    mean over the tasks, of the default rule, and of `best`
 """
