@@ -96,6 +96,9 @@ def within(most: float, errors: float) -> str:
     return f"consensus, at most {most:g} towards the uniform average, {errors:g} errors"
 
 
+WIDE = (10, 20)
+"""How many w a wider consensus averages, of a few dozen."""
+
 DEFAULT = within(selection.TOWARDS_UNIFORM[0], selection.ERRORS)
 """What `fuse.choose: consensus` does."""
 
@@ -246,22 +249,33 @@ def guarded(seen: Seen) -> dict[str, Array]:
     def below(w: Array) -> float:
         return bound - float(seen.value(seen.part.mixed(w[None]))[0])
 
-    back = [(1.0 - s) * consensus + s * seen.W[anchor] for s in selection.SHARES]
     own = seen.resampled(seen.part.mixed(consensus[None]), seen.counts)[:, 0]
     noise = float((own - seen.boot[:, member]).std())
     choose: Callable[[bool, Array], Array] = lambda ok, w: consensus if ok else w  # noqa: E731
 
-    def first(path: list[Array]) -> Array:
+    def first(path: list[Array], average: Array = consensus) -> Array:
+        back = [(1.0 - s) * average + s * seen.W[anchor] for s in selection.SHARES]
         return next((w for w in [*path, *back] if below(w) <= 0.0), back[-1])
 
-    return {
-        "consensus, no guard": consensus,
-        "consensus, else best": choose(below(consensus) <= 0.0, seen.best(seen.metric)),
-        "consensus, towards the anchor": first([]),
-        "consensus, unless worse than its noise": choose(
-            below(consensus) <= 1.64 * noise, seen.W[anchor]
-        ),
-    } | {name: first(path) for name, path in _towards_uniform(seen, consensus).items()}
+    wide = {}
+    for m in WIDE:
+        average = seen.top(seen.smooth, m)
+        paths = _towards_uniform(seen, average)
+        wide[f"consensus of {m}, towards the anchor"] = first([average], average)
+        for name in (within(0.75, 0.5), DEFAULT):
+            wide[name.replace("consensus", f"consensus of {m}")] = first(paths[name], average)
+    return (
+        wide
+        | {
+            "consensus, no guard": consensus,
+            "consensus, else best": choose(below(consensus) <= 0.0, seen.best(seen.metric)),
+            "consensus, towards the anchor": first([]),
+            "consensus, unless worse than its noise": choose(
+                below(consensus) <= 1.64 * noise, seen.W[anchor]
+            ),
+        }
+        | {name: first(path) for name, path in _towards_uniform(seen, consensus).items()}
+    )
 
 
 def _towards_uniform(seen: Seen, consensus: Array) -> dict[str, list[Array]]:
