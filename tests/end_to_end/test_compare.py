@@ -162,6 +162,8 @@ def test_a_search_that_comes_back_to_the_recipes_rate_trains_nothing_anew(
     after = {f.name: f.stat().st_ino for f in (seed / "bomf/evaluations").iterdir()}
     assert before.items() <= after.items()  # nothing is evaluated anew
     single = compare(recipe, alone, *options, "bomf")
+    compare(recipe, alone, *options, "finetune,bomf", "--force")  # nothing old is taken over
+    assert "taken over" not in (alone / "seed-41/fixed/run.log").read_text()
     found, expected = table["rows"][1], single["rows"][0]
     assert found["method"] == expected["method"] == "bomf"
     for key in ("validation", "test", "trainings", "evaluations"):

@@ -152,7 +152,8 @@ def _run_all(
     failed: dict[str, str] = {}
     runs = {RunFolder(out / name): recipe for name, recipe in plan.runs.items()}
     twice = needed_twice([*plan.runs.values()])
-    shared = SharedTrainings(out / "shared", {**runs, **trained}, trials=twice)
+    known = {**({} if force else runs), **trained}  # by force, only what was made just now
+    shared = SharedTrainings(out / "shared", known, trials=twice)
     if force:
         shared.forget()
     for name, recipe in plan.runs.items():
@@ -160,6 +161,7 @@ def _run_all(
         options: dict[str, Any] = {"force": force, "extend": True, "shared": shared}
         try:
             folders[name] = run(recipe, out / name, display=display, **options)
+            known[folders[name]] = recipe
         except NoResultError as error:
             display.warn(f"{name}: {error}")
             failed[name] = error.message
