@@ -107,8 +107,10 @@ class SharedTrainings:
         A run that is at work itself has no finished training yet.
         """
         found = self.take(recipe, params, members)
+        if found is not None:
+            return found
         wanted = _identity(recipe, params)
-        for run, other in () if found else self.runs.items():
+        for run, other in self.runs.items():
             trained = _trained(run)
             if trained is None or _identity(other, trained["params"]) != wanted:
                 continue
@@ -122,7 +124,7 @@ class SharedTrainings:
                     shutil.copytree(folder, new / folder.name, copy_function=link)
             trial = KeptTrial(params, steps, trained["steps"], trained["start"])
             return SharedTraining(trial, (), trained["seconds"])
-        return found
+        return None
 
     def evaluations(self, own: Path) -> list[Path]:
         """The stores of evaluations of the other runs."""
