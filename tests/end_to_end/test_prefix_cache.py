@@ -126,6 +126,17 @@ def test_the_limit_is_kept(tiny_recipe: str, tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+def test_trials_that_read_little_compute_what_they_read(
+    tiny_recipe: str, tmp_path: Path
+) -> None:
+    short = context(tiny_recipe, tmp_path, "search.trials=1", "search.epochs=0.5")
+    assert not isinstance(trial_parts(short).collate, RowCollate)
+    assert isinstance(short.display, Messages)
+    assert "fewer than the 440 whose activations would be kept" in short.display.said[0]
+    twice = context(tiny_recipe, tmp_path, "search.trials=2", "search.epochs=0.5")
+    assert isinstance(trial_parts(twice).collate, RowCollate)
+
+
 def test_a_search_finds_the_same(tiny_recipe: str, tmp_path: Path) -> None:
     found = []
     for name, option in (("cached", "4"), ("plain", "false")):

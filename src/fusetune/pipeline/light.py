@@ -28,6 +28,7 @@ from fusetune.models.light import Frozen, freeze_layers
 from fusetune.models.prefix import ROWS, PrefixError
 from fusetune.models.prefix_cache import PrefixCache
 from fusetune.pipeline.context import Context
+from fusetune.recipe import Recipe
 from fusetune.recipe_sections import PrefixCacheSection, Variant
 from fusetune.tasks.task import SIZE, Collate, Encoded
 
@@ -100,6 +101,7 @@ class _Cached:
         self.lengths = np.concatenate([train.lengths, validation.lengths])
         self.collate = RowCollate(context.collate)
         self.dtype = prefix_cache.DTYPES[options.dtype]
+        _require_use(context.recipe, len(train), len(validation))
         if SIZE in validation[0]:
             raise PrefixError("an example is more than one text to read")
         if any("attention_mask" not in feature for feature in self.features[:1]):
@@ -214,6 +216,17 @@ class _Cached:
         dtype = DTYPES[self.context.precision]
         lower = dtype is not torch.float32
         return torch.autocast(self.context.device.type, dtype, enabled=lower)
+
+
+def _require_use(recipe: Recipe, train: int, validation: int) -> None:
+    """Refuse a cache that costs more than it saves, as trials read a small part of the rows."""
+    search = recipe.search
+    read = search.trials * (round((search.epochs or recipe.train.epochs) * train) + validation)
+    if read < train + validation:
+        raise PrefixError(
+            f"all trials together read {read:,} examples, fewer than the "
+            f"{train + validation:,} whose activations would be kept"
+        )
 
 
 def _numbered(encoded: Encoded, start: int) -> Encoded:
