@@ -185,17 +185,16 @@ def _outer(own: Methods) -> Table:
 
 
 def _tries(records: Sequence[Record], own: Methods) -> str:
-    """Rules for the choice, and tries of other settings, the best first."""
+    """Rules for the choice, and tries of other settings, the best first.
+
+    Of a try also the gain over the same row with the protocol's own settings: tries may have
+    been made on some of the tasks only, and tasks differ.
+    """
     rows: list[tuple[float, list[str]]] = []
 
-    def add(what: str, name: str, found: Mapping[Key, Record]) -> None:
+    def add(what: str, name: str, found: Mapping[Key, Record], over: str = DASH) -> None:
         g = pooled.gain(found)
-        cells = [
-            what,
-            name,
-            f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}]",
-            f"{g.p_value:.3f}",
-        ]
+        cells = [what, name, _interval(g), f"{g.p_value:.3f}", over]
         rows.append((g.value, [*cells, f"{g.runs}: {', '.join(TITLES[t] for t in g.tasks)}"]))
 
     for name, found in own.items():
@@ -207,12 +206,18 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
             [r for r in records if r.attempt == attempt]
         ).items():
             if name in ("swa", "mobo", "mobo.default", "bomf.default", MARK):
-                add(f"try: {attempt}", name, found)
+                paired = pooled.difference(found, own.get(name, {}))
+                over = _interval(pooled.gain(paired)) if len(paired) == len(found) else DASH
+                add(f"try: {attempt}", name, found, over)
     if not rows:
         return "### What was tried\n\nNo record of a rule or of a try is stored.\n"
     rows.sort(key=lambda row: -row[0])
-    head = ["what", "row", "gain over finetune, points", "p", "runs"]
+    head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
     return f"### What was tried\n\n{_markdown([head, *(cells for _, cells in rows)])}"
+
+
+def _interval(gain: pooled.Gain) -> str:
+    return f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
 
 
 def _landscapes(rules: Sequence[Mapping[str, Any]]) -> str:

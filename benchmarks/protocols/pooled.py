@@ -16,12 +16,12 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.protocols.records import Record
+from benchmarks.protocols.records import Record, encode
 
 BASE, MARK = "finetune", "oracle"
 SUBJECTS = ("bomf.default", "mobo.default")
@@ -91,6 +91,24 @@ def gain(records: Mapping[Key, Record], seed: int = 0) -> Gain:
         len(records),
         tuple(tasks),
     )
+
+
+def difference(
+    records: Mapping[Key, Record], others: Mapping[Key, Record]
+) -> dict[Key, Record]:
+    """Records of the gain over those of another method or setting, where both have one.
+
+    Both hold differences to one `finetune` on the same bootstrap samples, in the same order.
+    """
+    return {
+        key: replace(
+            record,
+            gain={"value": record.gain["value"] - others[key].gain["value"]},
+            samples=encode(record.differences() - others[key].differences()),
+        )
+        for key, record in records.items()
+        if key in others
+    }
 
 
 def _task(records: Sequence[Record], rng: np.random.Generator) -> Array:

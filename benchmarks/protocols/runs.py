@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.protocols import records, settings
+from benchmarks.protocols import dense, records, settings
 from benchmarks.protocols.outcomes import Outcomes, keep_landscape
 from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
@@ -144,7 +144,7 @@ def run(
             job.out(runs),
             [job.seed],
             methods=job.methods,
-            trained=_trained(job, runs),
+            trained=_trained(job, runs, display),
             display=display,
         )
         written = _store(job, runs, results, plan)
@@ -156,11 +156,14 @@ def run(
     return written
 
 
-def _trained(job: Job, runs: Path) -> dict[RunFolder, Recipe]:
-    """The run of the protocol's own settings; tries of fusion alone take its members."""
+def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
+    """What tries need not train: of the fusion alone, or of which members are kept."""
     if not job.attempt:
         return {}
     recipe, _ = settings.recipe(job.task, job.protocol, job.data, scale=job.scale)
+    if job.attempt in dense.TRIES:
+        folder = replace(job, attempt=dense.SOURCE).seed_folder(runs)
+        return dense.trained(recipe, job.attempt, job.recipe, job.seed, folder, display)
     plan = make_plan(recipe, [BASE], job.seed)
     folder = replace(job, attempt="").seed_folder(runs)
     return {RunFolder(folder / name): recipe for name, recipe in plan.runs.items()}

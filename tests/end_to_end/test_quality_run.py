@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.protocols import records, runs, settings
+from benchmarks.protocols import dense, records, runs, settings
 from fusetune.errors import RunError
 from fusetune.pipeline.display import Display
 from fusetune.recipe_file import parse
@@ -20,7 +20,7 @@ def test_a_tiny_protocol_from_training_to_records(
 ) -> None:
     short = ["search.trials=0", "train.epochs=1", "train.members=3", "fuse.evaluations=9"]
 
-    tries = {"members-2": ["train.members=2"], "evaluations-20": ["fuse.evaluations=7"]}
+    tries = {"members-5": ["train.members=2"], "evaluations-20": ["fuse.evaluations=7"]}
 
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
         more = tries.get(attempt, [])
@@ -78,10 +78,26 @@ def test_a_tiny_protocol_from_training_to_records(
     assert not list((tmp_path / "runs/b/rte").rglob("members/*"))
     with pytest.raises(RunError, match="no members any more, and ema"):
         run(job("ema"))
-    made = run(job("swa", attempt="members-2"))  # against the finetune whose members are gone
+    monkeypatch.setattr(dense, "MEMBERS", 6)
+    monkeypatch.setattr(dense, "COLLECT_FROM", 0.4)
+    made = run(job("swa", attempt="members-5"))  # against the finetune whose members are gone
     assert made[1:2] == ["rte-41-swa"]
     (tried,) = [
         r for r in records.read_all(tmp_path / "results") if r.attempt and r.method == "swa"
     ]
     base = found["finetune"].test["accuracy"]["value"]
     assert tried.gain["value"] == pytest.approx(tried.test["accuracy"]["value"] - base)
+
+    many = json.loads(
+        (tmp_path / "runs/b/rte+dense/seed-41/dense/stages/train.json").read_text()
+    )
+    assert len(many["members"]) == 6
+    fixed = tmp_path / "runs/b/rte+members-5/seed-41/fixed"
+    assert "taken over from another run" in (fixed / "run.log").read_text()
+    kept = sorted(folder.name for folder in (fixed / "members").iterdir())
+    assert many["members"] == [f"step-{step:06}" for step in (20, 24, 28, 32, 36, 40)]
+    assert kept == ["step-000028", "step-000040"]  # for the steps 30 and 40
+
+
+def test_the_kept_steps_nearest_to_the_wanted_ones() -> None:
+    assert dense.nearest([10, 19, 30], [5, 11, 18, 24, 30]) == [1, 2, 4]
