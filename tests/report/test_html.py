@@ -40,6 +40,15 @@ def test_shows_the_table_with_intervals_and_the_verdict(record: Record) -> None:
     assert "per_device_train_batch_size" in page or "per device train batch size" in page
 
 
+def test_the_head_counts_what_the_choice_added_to_the_search(
+    record: Record, results: Results
+) -> None:
+    content = results()
+    content["methods"]["mobo.consensus"] = content["methods"]["mobo"] | {"evaluations": 93}
+    content["methods"]["oracle"] = content["methods"]["mobo"] | {"evaluations": 500}
+    assert "93 evaluations" in body(render(record(results=content)))
+
+
 def test_text_from_data_sets_cannot_run(record: Record, results: Results) -> None:
     content = results(task=EVIL)
     content["methods"][EVIL] = content["methods"]["swa"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.report import contributions
-from fusetune.report.content import RunRecord, point
+from fusetune.report.content import REFERENCES, RunRecord, point
 from fusetune.report.discrepancy import sentence
 from fusetune.report.front import plane
 from fusetune.report.page import embedded, environment, write_page
@@ -90,10 +90,13 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
 def _facts(record: RunRecord) -> list[str]:
     """What the run was, in a few words each."""
     seconds = sum(c["seconds"] for c in record.cost.values() if c["seconds"] == c["seconds"])
+    # As many as the dearest row needed: the rules for the choice add some to the search's.
+    rows = [m for n, m in record.results["methods"].items() if n not in REFERENCES]
+    evaluated = max((row.get("evaluations") or 0 for row in rows), default=0)
     facts = [
         record.model,
         f"{len(record.members)} members" if record.members else "",
-        f"{len(record.evaluations)} evaluations" if record.evaluations else "",
+        f"{evaluated} evaluations" if evaluated else "",
         f"{len(record.trials)} search trials" if record.trials else "",
         duration(seconds) if seconds else "",
         f"seed {record.results['seed']}" if record.results.get("seed") is not None else "",
