@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from benchmarks.protocols.published import (
 from benchmarks.protocols.records import Record
 
 DASH = "–"
+_PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
 EXTRA = ("bomf", "bomf.default", "mobo.default", "grid", "hpbo", "ema", "model_stock")
 OURS = ("bo", "mobo")
 SUBTITLES = {
@@ -121,12 +124,27 @@ def _section(
     title: str, table: Table, own: Methods, names: Sequence[str] | Mapping = ()
 ) -> str:  # type: ignore[type-arg]
     shown = [n for n in (names or own) if n in own]
-    commands = sorted({r.command for n in shown for r in own[n].values()})
-    body = _markdown(table)
-    if commands:
-        body += "\n<details><summary>Commands</summary>\n\n```bash\n"
-        body += "\n".join(commands) + "\n```\n\n</details>\n"
+    body = _markdown(table) + _commands([r for n in shown for r in own[n].values()])
     return f"### {title}\n\n{body}"
+
+
+def _commands(records: Sequence[Record]) -> str:
+    """The commands that made the records; those that differ in task and seed alone are one."""
+    made: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in records:
+        before, task, seed, after = _PLACE.split(record.command, maxsplit=1)
+        made[before, after][task].add(seed)
+    lines = set()
+    for (before, after), tasks in made.items():
+        alike = defaultdict(list)
+        for task, seeds in sorted(tasks.items()):
+            alike[",".join(sorted(seeds))].append(task)
+        for seeds, names in alike.items():
+            lines.add(f"{before}--tasks {','.join(names)} --seeds {seeds}{after}")
+    if not lines:
+        return ""
+    text = "\n".join(sorted(lines))
+    return f"\n<details><summary>Commands</summary>\n\n```bash\n{text}\n```\n\n</details>\n"
 
 
 def _comparison(own: Methods) -> Table:
@@ -213,7 +231,8 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
         return "### What was tried\n\nNo record of a rule or of a try is stored.\n"
     rows.sort(key=lambda row: -row[0])
     head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
-    return f"### What was tried\n\n{_markdown([head, *(cells for _, cells in rows)])}"
+    tried = _commands([r for r in records if r.attempt])
+    return f"### What was tried\n\n{_markdown([head, *(cells for _, cells in rows)])}{tried}"
 
 
 def _interval(gain: pooled.Gain) -> str:

@@ -43,7 +43,7 @@ def record(
         "total_seconds": 2.0,
         "settings": ("a=1",),
         "scale": "quick",
-        "command": f"make {task} {seed}",
+        "command": f"make --tasks {task} --seeds {seed} --methods swa",
     }
     return Record(**data | changes)
 
@@ -139,7 +139,7 @@ def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> Non
     gain, _, over = line.split("|")[3:6]
     assert gain.startswith(" -1.00 [-2.9")
     assert over.startswith(" -2.00 [-2.00")  # on the same samples: all noise is common
-    assert "make mrpc 41" in text
+    assert "\nmake --tasks mrpc --seeds 41,42 --methods swa\n" in text
 
 
 def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
