@@ -13,6 +13,7 @@ gain_p_value    two-sided, pooled over tasks and seeds (benchmarks/protocols/poo
 share_closed    share of the distance from `finetune` to `oracle`
 rank            its place among all candidates
 by_task         the same gain for each task, with its interval: is it ever worse?
+by_seed         and for each seed
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ def within(most: float, errors: float) -> str:
     return f"consensus, at most {most:g} towards the uniform average, {errors:g} errors"
 
 
-WIDE = (10, 20)
-"""How many w a wider consensus averages, of a few dozen."""
+OTHERS = (5, 20)
+"""How many w a narrower and a wider consensus average, of a few dozen."""
 
 DEFAULT = within(selection.TOWARDS_UNIFORM[0], selection.ERRORS)
 """What `fuse.choose: consensus` does."""
@@ -257,15 +257,15 @@ def guarded(seen: Seen) -> dict[str, Array]:
         back = [(1.0 - s) * average + s * seen.W[anchor] for s in selection.SHARES]
         return next((w for w in [*path, *back] if below(w) <= 0.0), back[-1])
 
-    wide = {}
-    for m in WIDE:
+    others = {}
+    for m in OTHERS:
         average = seen.top(seen.smooth, m)
         paths = _towards_uniform(seen, average)
-        wide[f"consensus of {m}, towards the anchor"] = first([average], average)
+        others[f"consensus of {m}, towards the anchor"] = first([average], average)
         for name in (within(0.75, 0.5), DEFAULT):
-            wide[name.replace("consensus", f"consensus of {m}")] = first(paths[name], average)
+            others[name.replace("consensus", f"consensus of {m}")] = first(paths[name], average)
     return (
-        wide
+        others
         | {
             "consensus, no guard": consensus,
             "consensus, else best": choose(below(consensus) <= 0.0, seen.best(seen.metric)),

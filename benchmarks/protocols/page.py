@@ -107,16 +107,19 @@ def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
         else f"{100 * share:.0f} % of the distance to `oracle`"
     )  # type: ignore[operator]
     tasks = ", ".join(TITLES[t] for t in found["tasks"])  # type: ignore[attr-defined]
-    singly = ", ".join(
-        f"{TITLES[task]} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]"
-        for task, (value, lower, upper) in found["by_task"].items()  # type: ignore[attr-defined]
+    by_task, by_seed = (
+        ", ".join(
+            f"{TITLES.get(part, part)} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]"
+            for part, (value, lower, upper) in found[key].items()  # type: ignore[attr-defined]
+        )
+        for key in ("by_task", "by_seed")
     )
     return (
         f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
         f"[{low:+.2f}, {high:+.2f}], p = {found['gain_p_value']:.3f} (over runs "
         f"{found['gain_p_value_runs']:.3f}); {part}; place {found['rank']} of "
         f"{found['candidates']} candidates. Runs: {found['runs']}, of {tasks}.\n\n"
-        f"By task: {singly}.\n"
+        f"By task: {by_task}.\n\nBy seed: {by_seed}.\n"
     )
 
 

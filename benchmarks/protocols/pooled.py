@@ -172,6 +172,15 @@ def rank(methods: Mapping[str, Mapping[Key, Record]], subject: str) -> tuple[int
     return 1 + sum(value > mine for value in candidates.values()), len(candidates)
 
 
+def _parts(records: Mapping[Key, Record], place: int) -> dict[str, list[float]]:
+    """Gain and interval of each task (place 0 of the key), or of each seed (place 1)."""
+    found = {}
+    for part in sorted({key[place] for key in records}, key=str):
+        g = gain({key: record for key, record in records.items() if key[place] == part})
+        found[str(part)] = [g.value, g.low, g.high]
+    return found
+
+
 def _is_candidate(name: str) -> bool:
     return name != MARK and "." not in name and not name.startswith("trajectory-")
 
@@ -197,6 +206,7 @@ def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict
         "rank": None,
         "candidates": None,
         "by_task": {},
+        "by_seed": {},
         "tasks": [],
         "runs": 0,
     }
@@ -204,10 +214,6 @@ def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict
         return result
     found, place = gain(methods[name]), rank(methods, name)
     assert place is not None
-    single = {
-        task: gain({k: r for k, r in methods[name].items() if k[0] == task})
-        for task in found.tasks
-    }
     return result | {
         "gain_points": found.value,
         "gain_interval": [found.low, found.high],
@@ -216,7 +222,8 @@ def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict
         "share_closed": closed(methods[name], methods.get(MARK, {})),
         "rank": place[0],
         "candidates": place[1],
-        "by_task": {task: [g.value, g.low, g.high] for task, g in single.items()},
+        "by_task": _parts(methods[name], 0),
+        "by_seed": _parts(methods[name], 1),
         "tasks": list(found.tasks),
         "runs": found.runs,
     }

@@ -116,6 +116,7 @@ def test_the_summary_is_computed_from_the_files(
     assert found["gain_points"] == pytest.approx(2.0)
     assert found["share_closed"] == pytest.approx(0.5)
     assert found["by_task"]["mrpc"][0] == pytest.approx(2.0)
+    assert found["by_seed"]["42"][0] == pytest.approx(2.0)
     assert (found["rank"], found["candidates"]) == (1, 4)  # of finetune, swa, mobo and itself
     assert 0.0 < found["gain_p_value"] < 0.06
     stored(tmp_path, subject=0.012)

@@ -38,13 +38,13 @@ def test_nearest_breaks_the_bounds_least():
     assert selection.nearest(Y, OBJECTIVES, constraint) == [0, 1, 2]
 
 
-def test_consensus_averages_a_third_of_few_and_five_of_many():
+def test_consensus_averages_a_third_of_few_and_ten_of_many():
     W = np.eye(6)
     Y = rows(*[(0.1 * i, 1.0 - 0.1 * i) for i in range(6)])  # the earlier the better
     np.testing.assert_allclose(selection.consensus(W, Y, OBJECTIVES), [0.5, 0.5, 0, 0, 0, 0])
     W = simplex.dirichlet(90, 6, 1.0, np.random.default_rng(0))
     Y = rows(*[(0.01 * i, 1.0 - 0.01 * i) for i in range(90)])
-    np.testing.assert_allclose(selection.consensus(W, Y, OBJECTIVES), W[:5].mean(axis=0))
+    np.testing.assert_allclose(selection.consensus(W, Y, OBJECTIVES), W[:10].mean(axis=0))
 
 
 def test_consensus_goes_by_the_smoothed_metric_where_there_is_one():

@@ -29,7 +29,7 @@ from fusetune.optimization.simplex import Points
 
 RULES = ("consensus", "best", "posterior", "knee", "constraint")
 
-AVERAGED = 5
+AVERAGED = 10
 """How many w the consensus averages; never more than a third of the evaluations."""
 
 TOWARDS_UNIFORM = (0.75, 0.5, 0.25)
