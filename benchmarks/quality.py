@@ -23,7 +23,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.protocols import pooled, records, settings
+from benchmarks.protocols import pooled, records, settings, transfers
 from benchmarks.protocols.page import page, rules
 from fusetune.errors import FusetuneError, RecipeError
 from fusetune.members.disk import write_text
@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.page:
             found = records.read_all(options.results)
-            write_text(options.out, page(found, options.subject, rules(options.results)))
+            other = rules(options.results), transfers.stored(options.results)
+            write_text(options.out, page(found, options.subject, *other))
         elif options.summary or options.protocol is None:
             if options.plan:
                 raise RecipeError("--plan needs a protocol.", "Give --protocol b.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocols import pooled
+from benchmarks.protocols.appendix import DASH, Table, landscapes, markdown, transfers
 from benchmarks.protocols.pooled import BASE, MARK, POINTS, Key
 from benchmarks.protocols.published import (
     AVERAGE,
@@ -23,7 +24,6 @@ from benchmarks.protocols.published import (
 )
 from benchmarks.protocols.records import Record
 
-DASH = "–"
 _PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
 EXTRA = ("bomf", "bomf.default", "mobo.default", "grid", "hpbo", "ema", "model_stock")
 OURS = ("bo", "mobo")
@@ -33,11 +33,13 @@ SUBTITLES = {
 }
 
 Methods = Mapping[str, Mapping[Key, Record]]
-Table = list[list[str]]
 
 
 def page(
-    records: Sequence[Record], subject: str = "", rules: Sequence[Mapping[str, Any]] = ()
+    records: Sequence[Record],
+    subject: str = "",
+    rules: Sequence[Mapping[str, Any]] = (),
+    transferred: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The whole page; where nothing is stored it says what is missing.
 
@@ -45,6 +47,7 @@ def page(
         records: Of all protocols.
         subject: The row that stands for fusetune; the default one if "".
         rules: What `benchmarks.rules` stored.
+        transferred: What `benchmarks.transfer` stored.
     """
     parts = [_HEAD]
     for protocol in ("b", "a"):
@@ -67,7 +70,7 @@ def page(
             _section("Table 4: the search of λ around every baseline", _outer(own), own, OUTER),
             _tries(kept, own),
         ]
-    parts.append(_landscapes(rules))
+    parts += [transfers(transferred), landscapes(rules)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -127,7 +130,7 @@ def _section(
     title: str, table: Table, own: Methods, names: Sequence[str] | Mapping = ()
 ) -> str:  # type: ignore[type-arg]
     shown = [n for n in (names or own) if n in own]
-    body = _markdown(table) + _commands([r for n in shown for r in own[n].values()])
+    body = markdown(table) + _commands([r for n in shown for r in own[n].values()])
     return f"### {title}\n\n{body}"
 
 
@@ -235,42 +238,11 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
     rows.sort(key=lambda row: -row[0])
     head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
     tried = _commands([r for r in records if r.attempt])
-    return f"### What was tried\n\n{_markdown([head, *(cells for _, cells in rows)])}{tried}"
+    return f"### What was tried\n\n{markdown([head, *(cells for _, cells in rows)])}{tried}"
 
 
 def _interval(gain: pooled.Gain) -> str:
     return f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-
-
-def _landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
-    """Rules for the choice on re-splits of landscapes, the best first."""
-    parts = ["## Rules for the choice on landscapes\n"]
-    if not rules:
-        parts.append("Nothing is stored; `python -m benchmarks.rules --store` makes it.\n")
-    for stored in rules:
-        table: Mapping[str, Mapping[str, Sequence[float]]] = stored["rules"]
-        counts: Mapping[str, int] = stored["landscapes"]
-        command = " ".join(
-            f"--{k} {stored[k]}" for k in ("candidates", "evaluations", "splits")
-        )
-        means = {
-            rule: statistics.fmean(gain for gain, _ in row.values())
-            for rule, row in table.items()
-        }
-        rows = [["rule", "mean", *(TITLES.get(task, task) for task in counts)]]
-        for rule in sorted(table, key=lambda rule: -means[rule]):
-            cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in table[rule].values()]
-            name = f"**{rule}**" if rule == stored["default"] else rule
-            rows.append([name, f"{means[rule]:+.2f}", *cells])
-        parts.append(
-            "Gain on test over the best single member, in points, mean ± standard error: "
-            f"`python -m benchmarks.rules {command} --store`. Mixtures of the outputs of real "
-            "members stand in for fused models; landscapes by task: "
-            + ", ".join(f"{TITLES.get(t, t)} {n}" for t, n in counts.items())
-            + f". `fuse.choose: consensus` is “{stored['default']}”.\n\n"
-            + _markdown(rows)
-        )
-    return "\n".join(parts)
 
 
 def _test(record: Record) -> float:
@@ -289,8 +261,3 @@ def _over_seeds(
 
 def _figure(figure: Figure) -> str:
     return f"{figure[0]:.2f} ± {figure[1]:.2f}"
-
-
-def _markdown(table: Table) -> str:
-    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quality
-from benchmarks.protocols import page, pooled, records, settings
+from benchmarks.protocols import page, pooled, records, settings, transfers
 from benchmarks.protocols.records import Record
 from fusetune.errors import RecipeError, RunError
 from fusetune.pipeline.context import Context
@@ -144,7 +144,11 @@ def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
-    found = page.page(records.read_all(records.FOLDER), rules=page.rules(records.FOLDER))
+    found = page.page(
+        records.read_all(records.FOLDER),
+        rules=page.rules(records.FOLDER),
+        transferred=transfers.stored(records.FOLDER),
+    )
     assert quality.PAGE.read_text(encoding="utf-8") == found
 
 

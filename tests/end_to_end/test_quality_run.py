@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import transfer
 from benchmarks.protocols import dense, records, runs, settings
 from fusetune.errors import RunError
 from fusetune.pipeline.display import Display
@@ -101,3 +102,20 @@ def test_a_tiny_protocol_from_training_to_records(
 
 def test_the_kept_steps_nearest_to_the_wanted_ones() -> None:
     assert dense.nearest([10, 19, 30], [5, 11, 18, 24, 30]) == [1, 2, 4]
+
+
+def test_a_tiny_transfer_is_stored(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["train.epochs=1", "search.epochs=1", "train.members=2", "fuse.evaluations=4"]
+    monkeypatch.setattr(
+        settings,
+        "recipe",
+        lambda *_, **__: (parse(tiny_recipe, short), [*short, "task.data=x"]),
+    )
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    transfer.main(["--protocol", "b", "--tasks", "rte", "--trials", "2", "--quiet", *places])
+    found = json.loads((tmp_path / "results/transfer/b-rte-41.json").read_text())
+    assert found["settings"] == short
+    assert len(found["trials"]) == 2
+    assert all(row["fused"] is not None for row in found["trials"])

@@ -1,0 +1,86 @@
+"""Further sections of docs/results.md: the search of λ, and rules on landscapes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.protocols.published import TITLES
+from benchmarks.protocols.transfers import PAIRS, agreements
+
+DASH = "–"
+POINTS = 100.0
+Table = list[list[str]]
+
+
+def transfers(found: Sequence[Mapping[str, Any]]) -> str:
+    """How light trials rank λ, a line for each task and seed."""
+    head = "## Do light trials rank λ as the full model does?\n\n"
+    if not found:
+        return (
+            f"{head}Nothing is stored; `python -m benchmarks.transfer --protocol b` makes it.\n"
+        )
+    names = ("light, full", "light, fused", "best member, fused")
+    rows = [["task", "seed", "λ", "epochs", *names, "lost by the light choice, points"]]
+    for one in found:
+        each = agreements(one)
+        lost = each["light_fused"].lost
+        rows.append(
+            [
+                TITLES[one["task"]],
+                str(one["seed"]),
+                str(len(one["trials"])),
+                f"{one['epochs']:g}",
+                *(_rho(each[name].correlation.spearman) for name in PAIRS),
+                DASH if lost is None else f"{POINTS * lost:.2f}",
+            ]
+        )
+    return (
+        f"{head}Spearman's ρ of two orders of the same λ (Sobol points of the search space) by "
+        "validation: of light trials and full ones of the same epochs, of light trials and "
+        "the models fused from the full ones, of best members and fused models. Lost is by how "
+        "much the λ that light trials put first has a worse fused model than the best λ. "
+        f"`python -m benchmarks.transfer --protocol {found[0]['protocol']}`\n\n{markdown(rows)}"
+    )
+
+
+def _rho(value: float | None) -> str:
+    return DASH if value is None else f"{value:+.2f}"
+
+
+def landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
+    """Rules for the choice on re-splits of landscapes, the best first."""
+    parts = ["## Rules for the choice on landscapes\n"]
+    if not rules:
+        parts.append("Nothing is stored; `python -m benchmarks.rules --store` makes it.\n")
+    for stored in rules:
+        table: Mapping[str, Mapping[str, Sequence[float]]] = stored["rules"]
+        counts: Mapping[str, int] = stored["landscapes"]
+        command = " ".join(
+            f"--{k} {stored[k]}" for k in ("candidates", "evaluations", "splits")
+        )
+        means = {
+            rule: statistics.fmean(gain for gain, _ in row.values())
+            for rule, row in table.items()
+        }
+        rows = [["rule", "mean", *(TITLES.get(task, task) for task in counts)]]
+        for rule in sorted(table, key=lambda rule: -means[rule]):
+            cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in table[rule].values()]
+            name = f"**{rule}**" if rule == stored["default"] else rule
+            rows.append([name, f"{means[rule]:+.2f}", *cells])
+        parts.append(
+            "Gain on test over the best single member, in points, mean ± standard error: "
+            f"`python -m benchmarks.rules {command} --store`. Mixtures of the outputs of real "
+            "members stand in for fused models; landscapes by task: "
+            + ", ".join(f"{TITLES.get(t, t)} {n}" for t, n in counts.items())
+            + f". `fuse.choose: consensus` is “{stored['default']}”.\n\n"
+            + markdown(rows)
+        )
+    return "\n".join(parts)
+
+
+def markdown(table: Table) -> str:
+    """A table, the first row its head."""
+    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,0 +1,78 @@
+"""Whether light trials rank hyper-parameters as the full model does, on a protocol's tasks.
+
+    python -m benchmarks.transfer --protocol b --tasks mrpc,cola --seeds 41 --trials 8
+    python -m benchmarks.transfer --json
+
+Runs are those of `fusetune transfer` with the protocol's settings, resumable at any moment.
+What each finds is stored in benchmarks/results/transfer, for docs/results.md.
+
+light_full      Spearman's ρ of light and full trainings, mean over all that is stored
+light_fused     of light trainings and fused models
+member_fused    of best members and fused models
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.protocols import records, settings
+from benchmarks.protocols.transfers import FOLDER, stored, summary
+from fusetune.errors import FusetuneError
+from fusetune.members.disk import write_json
+from fusetune.pipeline.display import Display
+from fusetune.pipeline.transfer import transfer
+from fusetune.recipe_file import derive
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing of every task and seed, and store it."""
+    display = Display(quiet=options.quiet)
+    for seed in map(int, options.seeds.split(",")):
+        for task in options.tasks.split(","):
+            recipe, overrides = settings.recipe(task, options.protocol, options.data)
+            out = options.runs / options.protocol / FOLDER / f"{task}-{seed}"
+            found = transfer(
+                derive(recipe, {"seed": seed}), out, trials=options.trials, display=display
+            )
+            kept = [text for text in overrides if not text.startswith("task.data=")]
+            name = f"{options.protocol}-{task}-{seed}.json"
+            (options.results / FOLDER).mkdir(parents=True, exist_ok=True)
+            write_json(
+                options.results / FOLDER / name,
+                {"protocol": options.protocol, "task": task, "settings": kept, **found},
+            )
+            print(f"{task} {seed}: {found['sentence']}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--protocol", choices=settings.PROTOCOLS, help="without one, nothing runs"
+    )
+    parser.add_argument("--tasks", default=",".join(settings.TASKS))
+    parser.add_argument("--seeds", default="41")
+    parser.add_argument("--trials", type=int, default=8, help="λ that are trained twice")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--results", type=Path, default=records.FOLDER)
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        if options.protocol is not None:
+            run(options)
+    except FusetuneError as error:
+        raise SystemExit(f"Error: {error}") from None
+    means = summary(stored(options.results))
+    print(
+        json.dumps(means) if options.json else "\n".join(f"{k} {v}" for k, v in means.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
