@@ -71,8 +71,7 @@ def _take(source: RunFolder, target: RunFolder, recipe: Recipe) -> None:
     record = source.done("train")
     assert record is not None
     (trajectory,) = record["trajectories"]
-    manifests = [read_manifest(source.members / name) for name in record["members"]]
-    steps = [manifest.step for manifest in manifests if manifest is not None]
+    steps = [_step(source.members / name) for name in record["members"]]
     wanted = plan_steps(
         trajectory["steps"], recipe.train.members_each, recipe.train.collect_from
     )
@@ -82,3 +81,9 @@ def _take(source: RunFolder, target: RunFolder, recipe: Recipe) -> None:
             shutil.copytree(source.members / name, new / name, copy_function=link)
     trajectory = {**trajectory, "members": names}
     target.finish("train", {**record, "members": names, "trajectories": [trajectory]})
+
+
+def _step(member: Path) -> int:
+    manifest = read_manifest(member)
+    assert manifest is not None  # the training ended: all its members are complete
+    return manifest.step
