@@ -14,11 +14,13 @@ import numpy as np
 from fusetune.errors import RunError
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members import points
+from fusetune.members.base_member import add_base
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.search import study_name, weights_of
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.workbench import Workbench
+from fusetune.run import RunFolder
 from fusetune.tasks.task import Outputs, SplitName
 
 SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
@@ -67,6 +69,9 @@ class Outcomes:
         if not (folder / "members").is_dir():
             return
         pool = MemberPool.open(folder / "members")
+        base = RunFolder(folder).base_member
+        if base.is_dir():
+            pool = add_base(pool, base)
         others = {n: a for n, a in self._arrays.items() if not n.startswith(f"{run}/")}
         self._arrays = others
         for split in SPLITS:

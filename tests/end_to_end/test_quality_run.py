@@ -22,6 +22,7 @@ def test_a_tiny_protocol_from_training_to_records(
     short = ["search.trials=0", "train.epochs=1", "train.members=3", "fuse.evaluations=9"]
 
     tries = {"members-5": ["train.members=2"], "evaluations-20": ["fuse.evaluations=7"]}
+    tries["base-member"] = ["fuse.base_member=true"]
 
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
         more = tries.get(attempt, [])
@@ -75,6 +76,9 @@ def test_a_tiny_protocol_from_training_to_records(
     ]
     assert fewer.evaluations == 7
 
+    made = run(job("swa", attempt="base-member"))  # a member more than the training kept
+    assert made[1] == "rte-41-swa"
+
     assert run(job("swa", "mobo", "oracle"), delete=True) == []
     assert not list((tmp_path / "runs/b/rte").rglob("members/*"))
     with pytest.raises(RunError, match="no members any more, and ema"):
@@ -84,7 +88,9 @@ def test_a_tiny_protocol_from_training_to_records(
     made = run(job("swa", attempt="members-5"))  # against the finetune whose members are gone
     assert made[1:2] == ["rte-41-swa"]
     (tried,) = [
-        r for r in records.read_all(tmp_path / "results") if r.attempt and r.method == "swa"
+        r
+        for r in records.read_all(tmp_path / "results")
+        if (r.attempt, r.method) == ("members-5", "swa")
     ]
     base = found["finetune"].test["accuracy"]["value"]
     assert tried.gain["value"] == pytest.approx(tried.test["accuracy"]["value"] - base)
