@@ -52,7 +52,11 @@ def trained(
     (recipe,) = make_plan(wanted, [BASE], seed).runs.values()
     target = RunFolder(folder / attempt)
     if target.done("train") is None:
-        many = {"train.members": MEMBERS, "train.collect_from": COLLECT_FROM}
+        many = {
+            "train.members": MEMBERS,
+            "train.collect_from": COLLECT_FROM,
+            "fuse.evaluations": MEMBERS,  # a recipe has at least one for each; none is made
+        }
         (dense,) = make_plan(derive(own, many), [BASE], seed).runs.values()
         for stage in ("search", "train"):
             source = run(dense, folder / SOURCE, stage=stage, display=display)
