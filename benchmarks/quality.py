@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.protocols import pooled, records, settings, transfers
+from benchmarks.protocols.options import parser as options_of
 from benchmarks.protocols.page import page, rules
 from fusetune.errors import FusetuneError, RecipeError
 from fusetune.members.disk import write_text
@@ -104,14 +105,7 @@ def summarise(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--protocol", choices=settings.PROTOCOLS, help="without one, nothing runs"
-    )
-    parser.add_argument("--tasks", default=",".join(settings.TASKS))
-    parser.add_argument("--seeds", default=",".join(map(str, settings.SEEDS)))
+    parser = options_of(__doc__, settings.SEEDS)
     parser.add_argument(
         "--methods",
         help=f"default: {','.join(settings.METHODS)}; of a try {','.join(settings.TRIED)}",
@@ -119,17 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tries", help=f"other settings: {', '.join(settings.TRIES)}")
     parser.add_argument("--scale", choices=settings.SCALES, default="quick")
     parser.add_argument("--quick", dest="scale", action="store_const", const="quick")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--results", type=Path, default=records.FOLDER)
     parser.add_argument("--delete-members", action="store_true", help="once a seed is complete")
-    parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--plan", action="store_true", help="what would run, and its cost")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--subject", default="", help="row that stands for fusetune")
     parser.add_argument("--page", action="store_true", help="write docs/results.md")
     parser.add_argument("--out", type=Path, default=PAGE, help="of --page")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
         if options.page:

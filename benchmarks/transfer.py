@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.protocols import records, settings
+from benchmarks.protocols import settings
+from benchmarks.protocols.options import parser as options_of
 from benchmarks.protocols.transfers import FOLDER, stored, summary
 from fusetune.errors import FusetuneError
 from fusetune.members.disk import write_json
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
             found = transfer(
                 derive(recipe, {"seed": seed}), out, trials=options.trials, display=display
             )
-            kept = [text for text in overrides if not text.startswith("task.data=")]
+            kept = settings.without_place(overrides)
             name = f"{options.protocol}-{task}-{seed}.json"
             (options.results / FOLDER).mkdir(parents=True, exist_ok=True)
             write_json(
@@ -48,20 +48,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--protocol", choices=settings.PROTOCOLS, help="without one, nothing runs"
-    )
-    parser.add_argument("--tasks", default=",".join(settings.TASKS))
-    parser.add_argument("--seeds", default="41")
+    parser = options_of(__doc__, settings.SEEDS[:1])
     parser.add_argument("--trials", type=int, default=8, help="λ that are trained twice")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--results", type=Path, default=records.FOLDER)
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
         if options.protocol is not None:

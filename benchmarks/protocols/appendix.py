@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.protocols.pooled import POINTS
 from benchmarks.protocols.published import TITLES
 from benchmarks.protocols.transfers import PAIRS, agreements
 
 DASH = "–"
-POINTS = 100.0
 Table = list[list[str]]
 
 

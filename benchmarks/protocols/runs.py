@@ -80,7 +80,7 @@ class Job:
         """
         recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
         rows = wanted_rows(recipe, [BASE, *methods], lambda _: None)
-        kept = tuple(o for o in overrides if not o.startswith("task.data="))
+        kept = settings.without_place(overrides)
         return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data)
 
     def out(self, runs: Path) -> Path:

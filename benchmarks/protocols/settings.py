@@ -136,6 +136,11 @@ def recipe(
     return load(source, changes), changes
 
 
+def without_place(overrides: Sequence[str]) -> tuple[str, ...]:
+    """What of a recipe's overrides decides a result: not where the data lie."""
+    return tuple(text for text in overrides if not text.startswith("task.data="))
+
+
 def _quick(setting: Setting) -> list[str]:
     rates = [setting.rate * factor for factor in (0.5, 1.0, 2.0)]
     return [
