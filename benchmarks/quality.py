@@ -36,13 +36,13 @@ MEMBER_BYTES = 22.7e6 * 4
 
 def jobs(options: argparse.Namespace) -> list:  # type: ignore[type-arg]
     """Every try of every task and seed; the protocol's own settings first."""
-    from benchmarks.protocols.runs import Job
+    from benchmarks.protocols.job import Job
 
-    default = settings.TRIED if options.tries else settings.METHODS
-    methods = options.methods.split(",") if options.methods else list(default)
     attempts = options.tries.split(",") if options.tries else [""]
+    given = options.methods.split(",") if options.methods else None
+    protocol, data, scale = options.protocol, options.data, options.scale
     return [
-        Job.of(options.protocol, task, seed, methods, options.data, options.scale, attempt)
+        Job.of(protocol, task, seed, given or settings.rows(attempt), data, scale, attempt)
         for attempt in attempts
         for seed in map(int, options.seeds.split(","))
         for task in options.tasks.split(",")
@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options_of(__doc__, settings.SEEDS)
     parser.add_argument(
         "--methods",
-        help=f"default: {','.join(settings.METHODS)}; of a try {','.join(settings.TRIED)}",
+        help=f"default: {','.join(settings.METHODS)}; of a try {','.join(settings.TRIED)}, "
+        f"of one of the search {','.join(settings.TRIED_SEARCH)}",
     )
     parser.add_argument("--tries", help=f"other settings: {', '.join(settings.TRIES)}")
     parser.add_argument("--scale", choices=settings.SCALES, default="quick")

@@ -26,7 +26,7 @@ import numpy as np
 import optuna
 
 from benchmarks.landscapes import recorded, tried
-from benchmarks.protocols import records, runs
+from benchmarks.protocols import job, records
 from fusetune.members.disk import write_json
 
 Gains = dict[str, list[float]]
@@ -102,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, nargs="+", default=[records.FOLDER / runs.LANDSCAPES]
+        "--data", type=Path, nargs="+", default=[records.FOLDER / job.LANDSCAPES]
     )
     parser.add_argument("--candidates", choices=("random", "mobo"), default="random")
     parser.add_argument("--evaluations", type=int, default=90)

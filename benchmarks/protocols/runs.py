@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.protocols import dense, records, settings
+from benchmarks.protocols import dense, records, searched, settings
+from benchmarks.protocols.job import Job
 from benchmarks.protocols.outcomes import Outcomes, keep_landscape
 from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
@@ -19,7 +20,7 @@ from fusetune.evaluation.bootstrap import bootstrap_counts
 from fusetune.members.pool import MemberPool
 from fusetune.objective import Objective
 from fusetune.pipeline.compare import compare
-from fusetune.pipeline.comparison_plan import Plan, make_plan, wanted_rows
+from fusetune.pipeline.comparison_plan import Plan, make_plan
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
 from fusetune.pipeline.environment import package_version
@@ -31,100 +32,8 @@ from fusetune.run import RunFolder
 from fusetune.tasks.task import Task
 
 DELETED = "members-deleted"
-LANDSCAPES = "landscapes"
 DEFAULT = ".default"
 TAIL = 2.5  # per cent
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One task with one seed.
-
-    Attributes:
-        protocol: "a" or "b".
-        task: As in the settings.
-        seed: Of everything.
-        attempt: Name of a try, or "".
-        scale: "quick" or "full".
-        methods: Rows; `finetune` is always made.
-        recipe: With the protocol's settings.
-        overrides: Those, as text.
-        data: The folder of the data sets.
-    """
-
-    protocol: str
-    task: str
-    seed: int
-    attempt: str
-    scale: str
-    methods: tuple[str, ...]
-    recipe: Recipe
-    overrides: tuple[str, ...]
-    data: Path
-
-    @classmethod
-    def of(
-        cls,
-        protocol: str,
-        task: str,
-        seed: int,
-        methods: Sequence[str],
-        data: Path,
-        scale: str,
-        attempt: str = "",
-    ) -> Job:
-        """With the settings of the protocol.
-
-        Raises:
-            RecipeError: If a name is not known.
-        """
-        recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
-        rows = wanted_rows(recipe, [BASE, *methods], lambda _: None)
-        kept = settings.without_place(overrides)
-        return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data)
-
-    def out(self, runs: Path) -> Path:
-        """The folder of the comparison."""
-        name = f"{self.task}+{self.attempt}" if self.attempt else self.task
-        return runs / self.protocol / name
-
-    def seed_folder(self, runs: Path) -> Path:
-        """The folder of its runs."""
-        return self.out(runs) / f"seed-{self.seed}"
-
-    def landscape(self, results: Path, run: str) -> Path:
-        """The file with what the members of one of its runs say."""
-        return results / LANDSCAPES / f"{self.protocol}-{self.task}-{self.seed}-{run}.npz"
-
-    @property
-    def command(self) -> str:
-        """The command that makes it."""
-        attempt = f" --tries {self.attempt}" if self.attempt else ""
-        scale = "" if self.scale == "quick" else f" --scale {self.scale}"
-        return (
-            f"python -m benchmarks.quality --protocol {self.protocol} --tasks {self.task} "
-            f"--seeds {self.seed} --methods {','.join(self.methods)}{attempt}{scale}"
-        )
-
-    def missing(self, results: Path) -> list[str]:
-        """The rows that have no record yet.
-
-        Raises:
-            RunError: If a record was made with other settings.
-        """
-        absent = []
-        for row in self.methods:
-            file = records.path(results, self.protocol, self.attempt, self.task, self.seed, row)
-            if not file.exists():
-                absent.append(row)
-                continue
-            found = records.read(file)
-            if (found.settings, found.scale) != (self.overrides, self.scale):
-                raise RunError(
-                    f"{file} was made with other settings: {', '.join(found.settings)}.",
-                    "Give another folder with --results, or delete the task's records.",
-                )
-        return absent
 
 
 def run(
@@ -137,6 +46,8 @@ def run(
     """
     folder = job.seed_folder(runs)
     if job.missing(results):
+        if job.attempt:
+            _own_outcomes(job, runs).get(FIXED, BASE)  # raises before anything is trained
         plan = make_plan(job.recipe, job.methods, job.seed)
         _refuse_deleted(folder, plan)
         compare(
@@ -164,9 +75,19 @@ def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
     if job.attempt in dense.TRIES:
         folder = replace(job, attempt=dense.SOURCE).seed_folder(runs)
         return dense.trained(recipe, job.attempt, job.recipe, job.seed, folder, display)
-    plan = make_plan(recipe, [BASE], job.seed)
     folder = replace(job, attempt="").seed_folder(runs)
-    return {RunFolder(folder / name): recipe for name, recipe in plan.runs.items()}
+    own = {RunFolder(folder / n): r for n, r in _plan(job, recipe).runs.items()}
+    if job.attempt in searched.TRIES:
+        for source, made in own.items():
+            if source.path.name != FIXED:
+                target = RunFolder(job.seed_folder(runs) / source.path.name)
+                searched.begin(made, source, target, display)
+    return own
+
+
+def _plan(job: Job, recipe: Recipe) -> Plan:
+    """The runs of the own settings that a try's rows would need, and that of `finetune`."""
+    return make_plan(recipe, [BASE, *job.methods], job.seed)
 
 
 def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
@@ -185,9 +106,7 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
             _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
-        main = outcomes
-        if job.attempt:
-            main = Outcomes(replace(job, attempt="").seed_folder(runs))
+        main = _own_outcomes(job, runs) if job.attempt else outcomes
         compared = _Compared(job, task, main, outcomes)
         return [
             compared.record(row, entry).write(results)
@@ -197,6 +116,11 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         ]
     finally:
         context.close()
+
+
+def _own_outcomes(job: Job, runs: Path) -> Outcomes:
+    """Those of the protocol's own settings, which a try is compared with."""
+    return Outcomes(replace(job, attempt="").seed_folder(runs))
 
 
 def _keep_landscapes(

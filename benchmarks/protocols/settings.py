@@ -36,6 +36,9 @@ METHODS = (
 TRIED = ("finetune", "swa", "mobo")
 """Rows of a try, unless others are asked for."""
 
+TRIED_SEARCH = ("finetune", "bomf")
+"""Rows of a try of the search, which no other row has."""
+
 REFERENCE_EVALUATIONS = {"quick": 24, "full": 90}
 """Subsets that the oracle evaluates on test; the test splits are large."""
 
@@ -90,11 +93,16 @@ TRIES: Mapping[str, Sequence[str]] = {
     "evaluations-90": ["fuse.evaluations=90"],
     "search-best": ["search.choose=best"],
     "search-full": ["search.variant=full"],
+    "trials-8": ["search.trials=8"],
+    "longer": [],
+    "cyclic": [],
     "brier": [],
     "soft-f1": [],
 }
-"""What is tried beside the protocol's settings; those without keys depend on the task. The
-tries of the search show in `bomf` alone."""
+"""What is tried beside the protocol's settings; those without keys depend on the task, as
+`longer`: the search's time is spent on the training."""
+
+OF_SEARCH = ("search-best", "search-full", "trials-8")
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
@@ -136,6 +144,13 @@ def recipe(
     return load(source, changes), changes
 
 
+def rows(attempt: str) -> tuple[str, ...]:
+    """The rows of a try, or of the protocol's own settings, unless others are asked for."""
+    if not attempt:
+        return METHODS
+    return TRIED_SEARCH if attempt in OF_SEARCH else TRIED
+
+
 def without_place(overrides: Sequence[str]) -> tuple[str, ...]:
     """What of a recipe's overrides decides a result: not where the data lie."""
     return tuple(text for text in overrides if not text.startswith("task.data="))
@@ -166,6 +181,17 @@ def _attempt(name: str, base: Recipe) -> Sequence[str]:
     if name.startswith("rate-"):
         factor = 2.0 if name == "rate-double" else 0.5
         return [f"train.arguments.learning_rate={factor * rate:g}"]
+    if name == "longer":
+        search, epochs = base.search, base.train.epochs
+        light = LIGHT * search.trials * (search.epochs or epochs)
+        return [f"train.epochs={epochs + light:g}"]
+    if name == "cyclic":  # as the row swa_cyclic: each member is taken where a cycle ends
+        train = base.train
+        cycles = f"{{cycles: {train.members_each}, start: {train.collect_from:g}}}"
+        return [
+            "train.arguments.lr_scheduler_type=cyclic",
+            f"train.arguments.lr_scheduler_kwargs={cycles}",
+        ]
     if name in ("brier", "soft-f1"):
         if base.task.kind != "sequence-classification":
             raise RecipeError(f"The try {name} is for classification; {base.task.kind} is not.")

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
 from benchmarks import transfer
 from benchmarks.protocols import dense, records, runs, settings
+from benchmarks.protocols.job import Job
 from fusetune.errors import RunError
+from fusetune.optimization.storage import open_existing
+from fusetune.pipeline.context import SEARCH
 from fusetune.pipeline.display import Display
 from fusetune.recipe_file import parse
 
@@ -30,10 +35,10 @@ def test_a_tiny_protocol_from_training_to_records(
 
     monkeypatch.setattr(settings, "recipe", tiny)
 
-    def job(*methods: str, attempt: str = "") -> runs.Job:
-        return runs.Job.of("b", "rte", 41, methods, tmp_path, "quick", attempt)
+    def job(*methods: str, attempt: str = "") -> Job:
+        return Job.of("b", "rte", 41, methods, tmp_path, "quick", attempt)
 
-    def run(job: runs.Job, *, delete: bool = False) -> list[str]:
+    def run(job: Job, *, delete: bool = False) -> list[str]:
         display = Display(quiet=True)
         files = runs.run(
             job, tmp_path / "runs", tmp_path / "results", delete_members=delete, display=display
@@ -103,6 +108,52 @@ def test_a_tiny_protocol_from_training_to_records(
     kept = sorted(folder.name for folder in (fixed / "members").iterdir())
     assert many["members"] == [f"step-{step:06}" for step in range(4, 41, 4)]
     assert kept == ["step-000028", "step-000040"]  # for the steps 30 and 40
+
+
+def test_a_try_of_the_search_takes_the_trials_that_are_there(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    light = "search.variant={freeze_layers: 1}"
+    short = [light, "train.epochs=1", "search.epochs=1", "train.members=2"]
+    short += ["search.trials=3", "fuse.evaluations=4"]
+
+    def tiny(*_: object, attempt: str = "", **__: object) -> Any:
+        more = {"search-best": ["search.choose=best"], "trials-8": ["search.trials=4"]}
+        return parse(tiny_recipe, [*short, *more.get(attempt, [])]), short
+
+    monkeypatch.setattr(settings, "recipe", tiny)
+
+    folders = tmp_path / "runs", tmp_path / "results"
+
+    def run(*rows: str, attempt: str = "") -> Job:
+        job = Job.of("b", "rte", 41, rows, tmp_path, "quick", attempt)
+        assert runs.run(job, *folders, delete_members=False, display=Display(quiet=True))
+        return job
+
+    def trials(attempt: str) -> list[FrozenTrial]:
+        """Of the search, after the run."""
+        job = run(*settings.rows(attempt), attempt=attempt)
+        journal = job.seed_folder(folders[0]) / "bomf" / "trials.journal"
+        study = optuna.load_study(study_name=SEARCH, storage=open_existing(journal))
+        return study.get_trials(deepcopy=False)
+
+    with pytest.raises(RunError, match="has no outcomes of fixed/finetune"):
+        trials("search-best")  # nothing to compare with: said before anything is trained
+    assert not folders[0].exists()
+    run("finetune")
+    best = trials("search-best")  # makes the search of the own settings first
+    own = tmp_path / "runs/b/rte/seed-41/bomf"
+    assert (own / "stages/search.json").exists()
+    assert not (own / "stages/train.json").exists()
+    more = trials("trials-8")
+    assert [t.params for t in more[:3]] == [t.params for t in best]
+    began = [t.datetime_start for t in best]
+    assert [t.datetime_start for t in more[:3]] == began  # none was made again
+    assert len(more) == 4
+    assert more[3].datetime_start is not None
+    assert more[3].datetime_start > max(start for start in began if start is not None)
+    tried = {(r.attempt, r.method) for r in records.read_all(tmp_path / "results")}
+    assert {("search-best", "bomf.default"), ("trials-8", "bomf.default")} <= tried
 
 
 def test_the_kept_steps_nearest_to_the_wanted_ones() -> None:

@@ -1,0 +1,46 @@
+"""Tries of what a search makes of its trials: those of the own settings are not made again.
+
+Another rule for choosing λ reads the same trials, and more of them go on where those end: a
+trial follows from its number and those before it. So the try's study begins as a copy.
+"""
+
+from __future__ import annotations
+
+import optuna
+
+from fusetune.optimization.storage import open_existing, open_storage, quiet, storing
+from fusetune.pipeline import run
+from fusetune.pipeline.context import SEARCH
+from fusetune.pipeline.display import Display
+from fusetune.recipe import Recipe
+from fusetune.run import RunFolder
+
+TRIES = ("search-best", "trials-8")
+"""With the trials of the own settings; `search-full` has others."""
+
+
+def begin(own: Recipe, source: RunFolder, target: RunFolder, display: Display) -> None:
+    """Give a run that is to search the finished trials of another one, if it has none.
+
+    A copy that is cut short is mended by the search itself: it makes the trials that lack.
+
+    Args:
+        own: The recipe of the run whose trials are taken; its search is made if it is not.
+        source: That run's folder.
+        target: Of the run of the try.
+        display: Where progress is shown.
+
+    Raises:
+        FusetuneError: As `fusetune search`.
+    """
+    if target.journal.exists():
+        return
+    if source.done("search") is None:
+        run(own, source.path, stage="search", display=display)
+    target.path.mkdir(parents=True, exist_ok=True)
+    with storing(), quiet():
+        optuna.copy_study(
+            from_study_name=SEARCH,
+            from_storage=open_existing(source.journal),
+            to_storage=open_storage(target.journal),
+        )
