@@ -87,6 +87,8 @@ TRIES: Mapping[str, Sequence[str]] = {
     "members-30": ["train.members=30", "fuse.evaluations=90"],
     "rate-double": [],
     "rate-half": [],
+    "adam": [],
+    "adam-double": [],
     "two-trajectories": ["train.trajectories=2"],
     "base-member": ["fuse.base_member=true"],
     "evaluations-20": ["fuse.evaluations=20"],
@@ -101,6 +103,13 @@ TRIES: Mapping[str, Sequence[str]] = {
 }
 """What is tried beside the protocol's settings; those without keys depend on the task, as
 `longer`: the search's time is spent on the training."""
+
+RATES = {"rate-double": 2.0, "rate-half": 0.5, "adam": 1.0, "adam-double": 2.0}
+"""Factors of the learning rate."""
+
+PAPERS = ("train.arguments.adam_beta2=0.98", "train.arguments.adam_epsilon=1e-6")
+ADAM = {"adam": PAPERS, "adam-double": PAPERS}
+"""With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
 OF_SEARCH = ("search-best", "search-full", "trials-8")
 
@@ -178,9 +187,8 @@ def _attempt(name: str, base: Recipe) -> Sequence[str]:
     if name not in TRIES:
         raise RecipeError(f"Unknown try {name!r}{closest(name, TRIES)}; {', '.join(TRIES)}.")
     rate = float(base.train.arguments["learning_rate"])
-    if name.startswith("rate-"):
-        factor = 2.0 if name == "rate-double" else 0.5
-        return [f"train.arguments.learning_rate={factor * rate:g}"]
+    if name in RATES:
+        return [f"train.arguments.learning_rate={RATES[name] * rate:g}", *ADAM.get(name, ())]
     if name == "longer":
         search, epochs = base.search, base.train.epochs
         light = LIGHT * search.trials * (search.epochs or epochs)
