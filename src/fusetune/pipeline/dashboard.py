@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -10,7 +10,8 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna
 
 from fusetune.errors import RunError
-from fusetune.methods.search import is_study_of_weights
+from fusetune.methods.layers import NAME as LAYERS
+from fusetune.methods.search import is_study_of_weights, study_name
 from fusetune.optimization.storage import quiet
 from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.studies import storage_of
@@ -83,15 +84,13 @@ def note(folder: RunFolder, study: str) -> str:
     if not is_study_of_weights(study):
         return f"Study `{study}` of {folder.path}."
     members = (folder.done("train") or {}).get("members", [])
+    record = folder.done("fuse")
     lines = [
         f"Fusion weights of {folder.path}: each trial is an average of the members, and its "
         "values are those on validation.",
         "",
-        "| parameter | weight of |",
-        "|---|---|",
-        *(f"| `w{i}` | {name} |" for i, name in enumerate(members)),
+        *_parameters(study, members, record),
     ]
-    record = folder.done("fuse")
     if record is not None:
         chosen = record["methods"][record["chosen"]]
         values = ", ".join(f"{name} {value:.4f}" for name, value in chosen["values"].items())
@@ -102,6 +101,30 @@ def note(folder: RunFolder, study: str) -> str:
             lines += ["", *(f"* {name}: {weight:.4f}" for name, weight in used)]
         lines += ["", *(f"Note: {text}" for text in record["notes"])]
     return "\n".join(lines).rstrip()
+
+
+def _parameters(
+    study: str, members: Sequence[str], record: Mapping[str, Any] | None
+) -> list[str]:
+    """A table of what the study's parameters are."""
+    if study != study_name(LAYERS):
+        rows = [f"| `w{i}` | {name} |" for i, name in enumerate(members)]
+        return ["| parameter | weight of |", "|---|---|", *rows]
+    found = {} if record is None else record["methods"].get(LAYERS, {}).get("details", {})
+    ways = [
+        f"{group}, towards {_mixture(members, goal)}"
+        for group in found.get("groups", [])
+        for goal in found.get("towards", [])
+    ]
+    rows = [f"| `t{i}` | {way} |" for i, way in enumerate(ways)]
+    return ["| parameter | how far a group of layers goes |", "|---|---|", *rows]
+
+
+def _mixture(members: Sequence[str], weights: Sequence[float]) -> str:
+    used = [(n, w) for n, w in zip(members, weights, strict=False) if w > 0.0]
+    if len(used) == 1:
+        return used[0][0]
+    return " + ".join(f"{weight:.2f} {name}" for name, weight in used)
 
 
 def _search_note(folder: RunFolder) -> str:

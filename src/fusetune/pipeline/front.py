@@ -15,12 +15,13 @@ from typing import Any
 from optuna.trial import TrialState
 
 from fusetune.errors import RunError
+from fusetune.members import points as saved
 from fusetune.members.disk import write_text
 from fusetune.members.mergekit import LinearMerge, to_yaml
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
-from fusetune.methods.search import is_study_of_weights, weights_of
+from fusetune.methods.search import is_study_of_weights
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization import pareto, selection
 from fusetune.optimization.constraint import GRAMMAR, Constraint
@@ -135,14 +136,19 @@ def _require_same_members(chosen: LinearMerge, pool: MemberPool) -> None:
 
 
 def _evaluated(context: Context, results: Mapping[str, FusionResult]) -> list[FrontPoint]:
-    """Every w of the run's studies, and what methods without a study chose."""
+    """Every w of the run's studies, and what methods without a study chose.
+
+    What has a w for each group of layers is no point here: a recipe of the front has one w.
+    """
     names = [objective.name for objective in context.task.objectives]
     found: dict[FusionWeights, FrontPoint] = {}
     for study in filter(is_study_of_weights, context.loop().names()):
         for trial in context.trials(study):
-            if trial.state == TrialState.COMPLETE:
+            if trial.state != TrialState.COMPLETE:
+                continue
+            w = saved.from_json(trial.user_attrs)
+            if isinstance(w, FusionWeights):
                 values = dict(zip(names, trial.values, strict=True))
-                w = weights_of(trial)
                 found.setdefault(w, FrontPoint(w, values, f"{study}, trial {trial.number}"))
     for row, result in results.items():
         if isinstance(result.point, FusionWeights):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import optuna
@@ -10,7 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 from transformers import TrainingArguments
 
 from fusetune.errors import FusetuneError
-from fusetune.methods.search import weights_of
+from fusetune.members import points
+from fusetune.members.layers import LayerWeights, group_names
+from fusetune.members.weights import FusionWeights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.workbench import Workbench
 from fusetune.training.arguments import build
@@ -73,11 +75,10 @@ def following(context: Context, bench: Workbench, method: str) -> Iterator[OnTri
             if tracker is None:
                 tracker = Tracker(settings, folder, bench.average.model)
             values = dict(zip(names, trial.values, strict=True))
-            weights = dict(zip(bench.pool.names, weights_of(trial).values, strict=True))
             tracker.log(
                 trial.number,
                 {f"fuse/{method}/{name}": float(value) for name, value in values.items()}
-                | {f"weight/{method}/{name}": weight for name, weight in weights.items()},
+                | _weights(f"weight/{method}", trial, bench.pool.names),
             )
 
         if trial.state == TrialState.COMPLETE:
@@ -88,3 +89,18 @@ def following(context: Context, bench: Workbench, method: str) -> Iterator[OnTri
     finally:
         if tracker is not None:
             guarded(tracker.close)
+
+
+def _weights(prefix: str, trial: FrozenTrial, members: Sequence[str]) -> dict[str, float]:
+    """The weight of every member, for each group of layers where they have one each."""
+    point = points.from_json(trial.user_attrs)
+    if isinstance(point, LayerWeights):
+        parts = zip(group_names(point.parts), point.groups, strict=True)
+        return {
+            f"{prefix}/{part}/{name}": weight
+            for part, w in parts
+            for name, weight in zip(members, w.values, strict=True)
+        }
+    assert isinstance(point, FusionWeights)  # all that is searched
+    pairs = zip(members, point.values, strict=True)
+    return {f"{prefix}/{name}": weight for name, weight in pairs}
