@@ -213,7 +213,8 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
     """Rules for the choice, and tries of other settings, the best first.
 
     Of a try also the gain over the same row with the protocol's own settings: tries may have
-    been made on some of the tasks only, and tasks differ.
+    been made on some of the tasks only, and tasks differ. `finetune` is a row of tries that
+    train otherwise.
     """
     rows: list[tuple[float, list[str]]] = []
 
@@ -230,7 +231,8 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
         for name, found in pooled.by_method(
             [r for r in records if r.attempt == attempt]
         ).items():
-            if name in ("swa", "mobo", "mobo.default", "bomf.default", MARK):
+            other = name == BASE and any(r.differences().any() for r in found.values())
+            if other or name in ("swa", "mobo", "mobo.default", "bomf.default", MARK):
                 paired = pooled.difference(found, own.get(name, {}))
                 over = _interval(pooled.gain(paired)) if len(paired) == len(found) else DASH
                 add(f"try: {attempt}", name, found, over)
@@ -239,7 +241,13 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
     rows.sort(key=lambda row: -row[0])
     head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
     tried = _commands([r for r in records if r.attempt])
-    return f"### What was tried\n\n{markdown([head, *(cells for _, cells in rows)])}{tried}"
+    about = (
+        "All gains are over `finetune` with the protocol's own settings, also those of a try's "
+        "own `finetune`.\n\n"
+    )
+    return (
+        f"### What was tried\n\n{about}{markdown([head, *(cells for _, cells in rows)])}{tried}"
+    )
 
 
 def _interval(gain: pooled.Gain) -> str:

@@ -143,6 +143,22 @@ def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> Non
     assert "\nmake --tasks mrpc --seeds 41,42 --methods swa\n" in text
 
 
+def test_the_page_shows_the_best_checkpoint_of_a_try_that_trains_otherwise(
+    tmp_path: Path,
+) -> None:
+    stored(tmp_path)
+    for attempt, gain, samples in (
+        ("rate-half", 0.03, SAMPLES),
+        ("evaluations-90", 0.0, np.zeros_like(SAMPLES)),  # the checkpoints of own settings
+    ):
+        made = record("finetune", gain, attempt=attempt, samples=records.encode(samples))
+        made.write(tmp_path)
+    text = page.page(records.read_all(tmp_path))
+    (line,) = [line for line in text.splitlines() if line.startswith("| try: rate-half |")]
+    assert line.split("|")[2].strip() == "finetune"
+    assert "| try: evaluations-90 |" not in text
+
+
 def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
     found = page.page(
         records.read_all(records.FOLDER),
