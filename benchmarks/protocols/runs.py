@@ -76,18 +76,16 @@ def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
         folder = replace(job, attempt=dense.SOURCE).seed_folder(runs)
         return dense.trained(recipe, job.attempt, job.recipe, job.seed, folder, display)
     folder = replace(job, attempt="").seed_folder(runs)
-    own = {RunFolder(folder / n): r for n, r in _plan(job, recipe).runs.items()}
+    own = {
+        RunFolder(folder / n): r
+        for n, r in make_plan(recipe, job.methods, job.seed).runs.items()
+    }
     if job.attempt in searched.TRIES:
         for source, made in own.items():
             if source.path.name != FIXED:
                 target = RunFolder(job.seed_folder(runs) / source.path.name)
                 searched.begin(made, source, target, display)
     return own
-
-
-def _plan(job: Job, recipe: Recipe) -> Plan:
-    """The runs of the own settings that a try's rows would need, and that of `finetune`."""
-    return make_plan(recipe, [BASE, *job.methods], job.seed)
 
 
 def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:

@@ -66,9 +66,8 @@ def test_finer_weights_are_searched_reported_and_exported(
     }.items():
         wanted = sum(w * s[name] for w, s in zip(weights[group], states, strict=True))
         assert (model[name] - wanted).abs().max() < 1e-6
-    assert "layers" in note(made, "fuse-layers") or "Fusion weights" in note(
-        made, "fuse-layers"
-    )
+    assert "| `t0` | embeddings, towards " in note(made, "fuse-layers")
+    assert f"| `w0` | {members[0].name} |" in note(made, "fuse")
 
 
 def test_finer_weights_are_reported_to_trackers(
