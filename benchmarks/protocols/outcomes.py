@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.landscapes import recorded
+from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members import points
@@ -25,6 +27,8 @@ from fusetune.tasks.task import Outputs, SplitName
 
 SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
 FILE = "outcomes.npz"
+ROUNDING = 2e-3
+"""Of a metric, from outputs that were rounded to 16 bits."""
 
 
 class Outcomes:
@@ -40,6 +44,10 @@ class Outcomes:
         if (folder / FILE).is_file():
             with np.load(folder / FILE, allow_pickle=False) as saved:
                 self._arrays = {name: saved[name] for name in saved.files}
+
+    def has(self, run: str, row: str) -> bool:
+        """Whether a row's outcomes on test were collected."""
+        return f"{run}/{row}/test/loss" in self._arrays
 
     def get(self, run: str, row: str, split: SplitName = "test") -> Outputs:
         """The outcomes of a row.
@@ -119,6 +127,34 @@ def keep_landscape(context: Context, file: Path) -> bool:
     file.parent.mkdir(parents=True, exist_ok=True)
     _save(file, arrays)
     return True
+
+
+def member_of(record: Record, file: Path) -> Outputs:
+    """What the single member behind a record said about every test row.
+
+    It is the one of the landscape with the record's values on validation and on test, so that
+    a row can be compared with `finetune` where the run that made it is gone.
+
+    Args:
+        record: Of `finetune`.
+        file: The landscape that `keep_landscape` wrote for its run.
+
+    Raises:
+        RunError: If no member has those values.
+    """
+    whole, n = recorded.load(file)
+    name, far = record.primary, np.zeros(len(whole.logits))
+    for rows, found in ((slice(n), record.validation), (slice(n, None), record.test)):
+        values = whole.metric.batched(whole.logits[:, rows], whole.labels[rows])
+        far = np.maximum(far, np.abs(values - found[name]["value"]))
+    best = int(far.argmin())
+    if far[best] > ROUNDING:
+        raise RunError(
+            f"No member of {file} has what the record of {record.method} says.",
+            "Run the protocol's own settings with the method finetune again.",
+        )
+    test = recorded.Part(whole.logits[[best], n:], whole.labels[n:], whole.metric)
+    return Outputs(test.losses(test.logits)[0].astype(np.float32), test.logits[0])
 
 
 def _store(

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.protocols import dense, records, searched, settings
 from benchmarks.protocols.job import Job
-from benchmarks.protocols.outcomes import Outcomes, keep_landscape
+from benchmarks.protocols.outcomes import Outcomes, keep_landscape, member_of
 from benchmarks.protocols.records import Record
 from fusetune.errors import RunError
 from fusetune.evaluation.bootstrap import bootstrap_counts
@@ -29,7 +29,7 @@ from fusetune.pipeline.seed_results import seed_results
 from fusetune.recipe import Recipe
 from fusetune.report.comparison import BASE
 from fusetune.run import RunFolder
-from fusetune.tasks.task import Task
+from fusetune.tasks.task import Outputs, Task
 
 DELETED = "members-deleted"
 DEFAULT = ".default"
@@ -47,7 +47,7 @@ def run(
     folder = job.seed_folder(runs)
     if job.missing(results):
         if job.attempt:
-            _own_outcomes(job, runs).get(FIXED, BASE)  # raises before anything is trained
+            _own_base(job, runs, results)  # raises before anything is trained
         plan = make_plan(job.recipe, job.methods, job.seed)
         _refuse_deleted(folder, plan)
         compare(
@@ -104,8 +104,8 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
             _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
-        main = _own_outcomes(job, runs) if job.attempt else outcomes
-        compared = _Compared(job, task, main, outcomes)
+        base = _own_base(job, runs, results) if job.attempt else outcomes.get(FIXED, BASE)
+        compared = _Compared(job, task, base, outcomes)
         return [
             compared.record(row, entry).write(results)
             for row, entry in (
@@ -116,9 +116,20 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         context.close()
 
 
-def _own_outcomes(job: Job, runs: Path) -> Outcomes:
-    """Those of the protocol's own settings, which a try is compared with."""
-    return Outcomes(replace(job, attempt="").seed_folder(runs))
+def _own_base(job: Job, runs: Path, results: Path) -> Outputs:
+    """What the `finetune` of the protocol's own settings said, which a try is compared with.
+
+    Where its run is gone it is read from what is kept of the members, rounded to 16 bits.
+
+    Raises:
+        RunError: If there is neither.
+    """
+    own = replace(job, attempt="")
+    file = records.path(results, job.protocol, "", job.task, job.seed, BASE)
+    outcomes, landscape = Outcomes(own.seed_folder(runs)), own.landscape(results, FIXED)
+    if not outcomes.has(FIXED, BASE) and file.exists() and landscape.exists():
+        return member_of(records.read(file), landscape)
+    return outcomes.get(FIXED, BASE)
 
 
 def _keep_landscapes(
@@ -140,13 +151,12 @@ def _keep_landscapes(
 class _Compared:
     """Rows against the `finetune` of the protocol's own settings, on the same test rows."""
 
-    def __init__(self, job: Job, task: Task, main: Outcomes, outcomes: Outcomes) -> None:
+    def __init__(self, job: Job, task: Task, base: Outputs, outcomes: Outcomes) -> None:
         self.job, self.task, self.outcomes = job, task, outcomes
         self.split = task.splits["test"]
         self.primary = task.objectives[1]
         # One seed for all: rows that several seeds share are then resampled alike.
         self.counts = bootstrap_counts(len(self.split), seed=0)
-        base = main.get(FIXED, BASE)
         self.base = self._sampled(base)
         self.base_value = task.score(base, self.split.labels)[self.primary.name]
 
