@@ -25,7 +25,7 @@ class Job:
         seed: Of everything.
         attempt: Name of a try, or "".
         scale: "quick" or "full".
-        methods: Rows; `finetune` is always made.
+        methods: Rows; `finetune` is always made, but for tries of the search.
         recipe: With the protocol's settings.
         overrides: Those, as text.
         data: The folder of the data sets.
@@ -58,7 +58,8 @@ class Job:
             RecipeError: If a name is not known.
         """
         recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
-        rows = wanted_rows(recipe, [BASE, *methods], lambda _: None)
+        base = [] if attempt in settings.OF_SEARCH else [BASE]
+        rows = wanted_rows(recipe, [*base, *methods], lambda _: None)
         kept = settings.without_place(overrides)
         return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data)
 

@@ -76,15 +76,14 @@ def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
         folder = replace(job, attempt=dense.SOURCE).seed_folder(runs)
         return dense.trained(recipe, job.attempt, job.recipe, job.seed, folder, display)
     folder = replace(job, attempt="").seed_folder(runs)
-    own = {
-        RunFolder(folder / n): r
-        for n, r in make_plan(recipe, job.methods, job.seed).runs.items()
-    }
+    plan = make_plan(recipe, job.methods, job.seed)
+    own = {RunFolder(folder / name): made for name, made in plan.runs.items()}
     if job.attempt in searched.TRIES:
         for source, made in own.items():
             if source.path.name != FIXED:
                 target = RunFolder(job.seed_folder(runs) / source.path.name)
                 searched.begin(made, source, target, display)
+        return own | searched.with_other_rates(job, runs)
     return own
 
 

@@ -6,16 +6,24 @@ trial follows from its number and those before it. So the try's study begins as 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import optuna
 
+from benchmarks.protocols import settings
+from benchmarks.protocols.job import Job
 from fusetune.optimization.storage import open_existing, open_storage, quiet, storing
 from fusetune.pipeline import run
+from fusetune.pipeline.comparison_plan import make_plan
 from fusetune.pipeline.context import SEARCH
 from fusetune.pipeline.display import Display
+from fusetune.pipeline.procedures.procedure import FIXED
 from fusetune.recipe import Recipe
+from fusetune.report.comparison import BASE
 from fusetune.run import RunFolder
 
-TRIES = ("search-best", "trials-8")
+TRIES = ("judge-half", "search-best", "trials-8")
 """With the trials of the own settings; `search-full` has others."""
 
 
@@ -44,3 +52,16 @@ def begin(own: Recipe, source: RunFolder, target: RunFolder, display: Display) -
             from_storage=open_existing(source.journal),
             to_storage=open_storage(target.journal),
         )
+
+
+def with_other_rates(job: Job, runs: Path) -> dict[RunFolder, Recipe]:
+    """What trained without a search, with the own rate and others; attempts may be the same."""
+    found = {}
+    for attempt in ("", *settings.RATES):
+        other = replace(job, attempt=attempt)
+        recipe, _ = settings.recipe(
+            job.task, job.protocol, job.data, scale=job.scale, attempt=attempt
+        )
+        (made,) = make_plan(recipe, [BASE], job.seed).runs.values()
+        found[RunFolder(other.seed_folder(runs) / FIXED)] = made
+    return found

@@ -36,7 +36,7 @@ METHODS = (
 TRIED = ("finetune", "swa", "mobo")
 """Rows of a try, unless others are asked for."""
 
-TRIED_SEARCH = ("finetune", "bomf")
+TRIED_SEARCH = ("bomf",)
 """Rows of a try of the search, which no other row has."""
 
 REFERENCE_EVALUATIONS = {"quick": 24, "full": 90}
@@ -87,12 +87,14 @@ TRIES: Mapping[str, Sequence[str]] = {
     "members-30": ["train.members=30", "fuse.evaluations=90"],
     "rate-double": [],
     "rate-half": [],
+    "rate-quarter": [],
     "adam": [],
     "adam-double": [],
     "two-trajectories": ["train.trajectories=2"],
     "base-member": ["fuse.base_member=true"],
     "evaluations-20": ["fuse.evaluations=20"],
     "evaluations-90": ["fuse.evaluations=90"],
+    "judge-half": ["train.judge=half"],
     "search-best": ["search.choose=best"],
     "search-full": ["search.variant=full"],
     "trials-8": ["search.trials=8"],
@@ -104,14 +106,20 @@ TRIES: Mapping[str, Sequence[str]] = {
 """What is tried beside the protocol's settings; those without keys depend on the task, as
 `longer`: the search's time is spent on the training."""
 
-RATES = {"rate-double": 2.0, "rate-half": 0.5, "adam": 1.0, "adam-double": 2.0}
+RATES = {
+    "rate-double": 2.0,
+    "rate-half": 0.5,
+    "rate-quarter": 0.25,
+    "adam": 1.0,
+    "adam-double": 2.0,
+}
 """Factors of the learning rate."""
 
 PAPERS = ("train.arguments.adam_beta2=0.98", "train.arguments.adam_epsilon=1e-6")
 ADAM = {"adam": PAPERS, "adam-double": PAPERS}
 """With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
-OF_SEARCH = ("search-best", "search-full", "trials-8")
+OF_SEARCH = ("judge-half", "search-best", "search-full", "trials-8")
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300

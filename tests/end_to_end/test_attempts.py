@@ -23,6 +23,7 @@ from fusetune.recipe_file import parse
 from fusetune.run import RunFolder
 
 LIGHT = ("search.trials=1", "train.epochs=2", "train.members=3")
+SHORT_ROWS = "fuse.methods=[finetune, swa]"
 OUT_OF_REACH, ANYTHING = 2.0, -1.0  # of an accuracy
 
 
@@ -119,6 +120,55 @@ def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
     assert found == trained(alone, tmp_path / "alone")
 
 
+def half(*overrides: str) -> list[str]:
+    return [*LIGHT, "train.judge=half", *overrides]
+
+
+def test_half_the_rate_is_begun_too_and_the_chosen_one_is_as_if_trained_alone(
+    tiny_recipe: str, tmp_path: Path
+) -> None:
+    arguments = "train.arguments={learning_rate: 0.004, lr_scheduler_type: constant}"
+    fixed = "search.space={learning_rate: {choices: [0.004]}}"
+    recipe = parse(tiny_recipe, [*half(arguments, fixed, "train.retries=1"), SHORT_ROWS])
+    run(recipe, tmp_path / "half")
+    train = record(tmp_path / "half", "train")
+    first, second = train["trajectories"][0]["attempts"]
+    assert [a["learning_rate"] for a in (first, second)] == [0.004, 0.002]
+    assert all(a["kept"] and a["promised"] is None for a in (first, second))  # its own λ
+    assert set(first) == {"learning_rate", "value", "promised", "kept"}
+    assert train["trainings"] == train["evaluations"] == 2
+    rate = train["params"]["learning_rate"]
+    assert rate in (0.004, 0.002)
+    notes = json.loads((tmp_path / "half/results.json").read_text())["notes"]
+    (note,) = [n for n in notes if "several learning rates" in n]
+    assert f"one reached {first['value']:.4f} with the learning rate 0.004, then one" in note
+    assert f"went on with {rate:.4g}." in note
+    plain = [f"train.arguments.{n}={v!r}" for n, v in train["params"].items()]
+    alone = parse(tiny_recipe, [*LIGHT, arguments, "search.trials=0", *plain])
+    assert members(tmp_path / "half") == trained(alone, tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("value", "goes_on"), [(0, 1), (-1, 0)])
+def test_the_first_goes_on_from_where_it_waited_or_is_left(
+    value: int, goes_on: int, tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusetune.pipeline.halving.verdict", lambda *_: value)
+    found = trained(parse(tiny_recipe, half()), tmp_path / "half")
+    train = record(tmp_path / "half", "train")
+    attempts = train["trajectories"][0]["attempts"]
+    assert len(attempts) == 2
+    assert train["params"]["learning_rate"] == attempts[goes_on]["learning_rate"]
+    arguments = [f"train.arguments.{name}={value!r}" for name, value in train["params"].items()]
+    assert found == trained(
+        parse(tiny_recipe, [*LIGHT, "search.trials=0", *arguments]), tmp_path / "alone"
+    )
+
+
+def test_a_run_without_a_search_has_one_rate(tiny_recipe: str, tmp_path: Path) -> None:
+    trained(parse(tiny_recipe, half("search.trials=0")), tmp_path)
+    assert record(tmp_path, "train")["trajectories"][0]["attempts"] == []
+
+
 def test_a_space_without_a_learning_rate(
     tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +209,7 @@ from fusetune.pipeline import attempts, run
 from fusetune.recipe_file import parse
 
 attempts.promised = lambda *_: 2.0
+attempts.halving.verdict = lambda *_: -1
 calls = 0
 
 def die(kept, *, after):
@@ -181,14 +232,20 @@ run(recipe, Path(sys.argv[2]), stage="train")
 """
 
 
+@pytest.mark.parametrize("judge", ["promise", "half"])
 @pytest.mark.parametrize(
     ("place", "call"),
     [("judge:before", 1), ("_set_aside:after", 1), ("judge:after", 2), ("restore:after", 1)],
 )
 def test_killed_as_it_judges_it_ends_as_if_undisturbed(
-    place: str, call: int, tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    call: int,
+    judge: str,
+    tiny_recipe: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    overrides = [*LIGHT, "train.retries=1"]
+    overrides = [*LIGHT, "train.retries=1", f"train.judge={judge}"]
     recipe = parse(tiny_recipe, overrides)
     text, script = tmp_path / "recipe.yaml", tmp_path / "killed.py"
     text.write_text(tiny_recipe)
@@ -199,6 +256,7 @@ def test_killed_as_it_judges_it_ends_as_if_undisturbed(
     ended = subprocess.run([*command, *overrides], env=dict(os.environ), check=False)
     assert ended.returncode == -signal.SIGKILL
     promise(monkeypatch, OUT_OF_REACH)
+    monkeypatch.setattr("fusetune.pipeline.halving.verdict", lambda *_: -1)
     run(recipe, killed, stage="train")
     assert members(killed) == trained(recipe, tmp_path / "undisturbed")
     tried = [record(tmp_path / n, "train")["trajectories"] for n in ("killed", "undisturbed")]

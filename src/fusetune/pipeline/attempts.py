@@ -3,7 +3,8 @@
 A short trial with frozen layers bears a larger step than the training of the whole model: the
 search may find a learning rate at which that training breaks down, as post-norm models do all
 of a sudden [Mosbach2021]. It shows as soon as members are kept: such a training is given up
-there, and begun again with a lower learning rate.
+there, and begun again with a lower learning rate. With `train.judge: half` a lower rate is
+begun in any case, and the two are compared there.
 
 Whatever is decided is written down before the training goes on, so that a run that is killed
 decides nothing twice.
@@ -19,15 +20,21 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fusetune.evaluation.bootstrap import bootstrap_counts, intervals
+import numpy as np
+from numpy.typing import NDArray
+
+from fusetune.evaluation.bootstrap import LEVEL, bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.disk import write_json
+from fusetune.objective import Objective
+from fusetune.pipeline import halving
 from fusetune.pipeline.best_trial import RATE
 from fusetune.pipeline.context import SEARCH, Context
+from fusetune.pipeline.halving import Attempt
 from fusetune.pipeline.space import distributions
 from fusetune.pipeline.starts import own
 from fusetune.pipeline.trajectories import Trajectory
@@ -38,29 +45,6 @@ USUAL = 5e-5
 """The learning rate of `transformers.TrainingArguments`, where a recipe names none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A full training as far as the member by which it is judged.
-
-    Attributes:
-        learning_rate: Its own.
-        value: Of the primary metric on validation; None if it diverged before.
-        promised: What the search's trial had reached.
-        kept: Whether it goes on.
-    """
-
-    learning_rate: float
-    value: float | None
-    promised: float
-    kept: bool
-
-    @property
-    def text(self) -> str:
-        """What became of it."""
-        reached = "diverged" if self.value is None else f"reached {self.value:.4f}"
-        return f"{reached} with the learning rate {self.learning_rate:.4g}"
-
-
 def promised(context: Context, trajectory: Trajectory) -> float | None:
     """The primary metric of the best checkpoint of the trial that found λ.
 
@@ -69,7 +53,7 @@ def promised(context: Context, trajectory: Trajectory) -> float | None:
     recipe allows no other attempt.
     """
     recipe = context.recipe
-    if trajectory.trial is None or recipe.trains_in_trials or not recipe.train.retries:
+    if not _searched_otherwise(recipe, trajectory):
         return None
     if trajectory.params == own(recipe, distributions(recipe)):
         return None
@@ -78,6 +62,12 @@ def promised(context: Context, trajectory: Trajectory) -> float | None:
         if trial.number == trajectory.trial and value is not None:
             return float(value)
     return None
+
+
+def _searched_otherwise(recipe: Recipe, trajectory: Trajectory) -> bool:
+    """Whether λ is of a trial that was no full training, and other attempts are allowed."""
+    found = trajectory.trial is not None and not recipe.trains_in_trials
+    return found and recipe.train.retries > 0
 
 
 def judged_from(recipe: Recipe) -> float:
@@ -97,19 +87,27 @@ class Attempts:
         self.context = context
         self.trajectory = trajectory
         self.promise = promised(context, trajectory)
+        halves = context.recipe.train.judge == "half"
+        self.compares = halves and _searched_otherwise(context.recipe, trajectory)
         self._file = context.folder.work / f"{trajectory.folder}-attempts.json"
         self.judged: list[Attempt] = []
         if self._file.is_file():
             stored = json.loads(self._file.read_text(encoding="utf-8"))
-            self.judged = [Attempt(**entry) for entry in stored["attempts"]]
+            self.judged = [
+                Attempt(**{**entry, "samples": tuple(entry["samples"])})
+                for entry in stored["attempts"]
+            ]
 
     @property
     def settled(self) -> int | None:
         """Which attempt is to be trained to its end; None while one has yet to be judged.
 
         The first that keeps the promise; when there are to be no more, the best, and of equal
-        ones the first.
+        ones the first. With `train.judge: half` as `halving.settled` says.
         """
+        if self.compares:
+            retries = self.context.recipe.train.retries
+            return halving.settled(self.judged, self._sign, retries)
         if self.promise is None:
             return 0
         for number, attempt in enumerate(self.judged):
@@ -117,9 +115,13 @@ class Attempts:
                 return number
         if len(self.judged) <= self.context.recipe.train.retries:
             return None
-        sign = self.context.task.objectives[1].sign
-        values = [-math.inf if a.value is None else sign * a.value for a in self.judged]
+        values = [-math.inf if a.value is None else self._sign * a.value for a in self.judged]
         return values.index(max(values))
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """The attempts, as the record of the stage has them."""
+        return [{k: v for k, v in asdict(a).items() if k != "samples"} for a in self.judged]
 
     def trajectory_of(self, number: int) -> Trajectory:
         """What an attempt trains: λ as it was found, then with ever lower learning rates.
@@ -141,40 +143,58 @@ class Attempts:
         return self.context.folder.work / name
 
     def judge(self, step: int, evaluation: Evaluation) -> bool:
-        """Judge the current attempt by a member; whether it is given up.
+        """Judge the current attempt by a member; whether it ends there, for now or for good.
 
-        It is where the interval of the member's value, 95 %, lies on the worse side of the
-        promise.
+        It does not keep the promise where the interval of the member's value, 95 %, lies on
+        the worse side of it.
 
         Args:
             step: After which that member was kept.
             evaluation: Of it, on validation.
         """
-        assert self.promise is not None
-        primary = self.context.task.objectives[1]
-        value = evaluation.values[primary.name]
-        kept = self._reaches(evaluation, self.promise)
-        if not kept:
-            self._set_aside(len(self.judged))
-        self._add(value if math.isfinite(value) else None, kept)
-        return not kept
+        number, value = len(self.judged), evaluation.values[self._primary.name]
+        samples = self._samples(evaluation)
+        attempt = Attempt(
+            self._rate(self.trajectory_of(number).params),
+            value if math.isfinite(value) else None,
+            self.promise,
+            self.promise is None or self._reaches(value, samples, self.promise),
+            tuple(map(float, samples)),
+        )
+        ends = not attempt.kept
+        if self.compares:
+            judged, retries = [*self.judged, attempt], self.context.recipe.train.retries
+            ends = halving.settled(judged, self._sign, retries) != number
+        if ends:
+            self._set_aside(number)
+        self._add(attempt)
+        return ends
 
     def diverged(self) -> bool:
         """Judge the current attempt, whose loss is no number; whether another one follows."""
-        self._add(None, False)
+        rate = self._rate(self.trajectory_of(len(self.judged)).params)
+        self._add(Attempt(rate, None, self.promise, False))
         return self.settled is None or self.judged[self.settled].value is not None
 
-    def _add(self, value: float | None, kept: bool) -> None:
-        assert self.promise is not None
-        rate = self._rate(self.trajectory_of(len(self.judged)).params)
-        self.judged.append(Attempt(rate, value, self.promise, kept))
-        if not kept:
-            self.context.display.say(
-                f"train: given up, as it {self.judged[-1].text}, where the search's trial had "
-                f"reached {self.promise:.4f}"
-            )
+    def _add(self, attempt: Attempt) -> None:
+        self.judged.append(attempt)
+        self.context.display.say(f"train: {self._told(attempt)}")
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"attempts": [asdict(attempt) for attempt in self.judged]})
+        write_json(self._file, {"attempts": [asdict(each) for each in self.judged]})
+
+    def _told(self, attempt: Attempt) -> str:
+        if not attempt.kept and attempt.promised is not None:
+            return (
+                f"given up, as it {attempt.text}, where the search's trial had reached "
+                f"{attempt.promised:.4f}"
+            )
+        if not self.compares:
+            return f"goes on, as it {attempt.text}"
+        number = self.settled
+        then = "half of it is next"
+        if number is not None:
+            then = f"{self.judged[number].learning_rate:.4g} goes on"
+        return f"{attempt.text}; {then}"
 
     def restore(self, number: int) -> None:
         """Put the members of an attempt that was given up back in their place."""
@@ -192,21 +212,33 @@ class Attempts:
             shutil.rmtree(self._aside(number), ignore_errors=True)
         self._file.unlink(missing_ok=True)
 
-    def _reaches(self, evaluation: Evaluation, promise: float) -> bool:
-        primary = self.context.task.objectives[1]
-        value = evaluation.values[primary.name]
-        if primary.sign * value >= primary.sign * promise:
-            return True
+    @property
+    def _primary(self) -> Objective:
+        return self.context.task.objectives[1]
+
+    @property
+    def _sign(self) -> float:
+        return self._primary.sign
+
+    def _samples(self, evaluation: Evaluation) -> NDArray[np.float64]:
+        """The primary metric on bootstrap samples, the same ones for every attempt."""
         if evaluation.outputs is None:
-            return False
+            return np.empty(0)
         labels = self.context.scorer("validation").encoded.labels
         counts = bootstrap_counts(len(labels))
-        task = self.context.task
-        found = intervals(
-            {primary.name: value}, evaluation.outputs, labels, task.resample, counts
-        )[primary.name]
-        best = found.high if primary.sign > 0 else found.low
-        return primary.sign * best >= primary.sign * promise
+        return self.context.task.resample(evaluation.outputs, labels, counts)[
+            self._primary.name
+        ]
+
+    def _reaches(self, value: float, samples: NDArray[np.float64], promise: float) -> bool:
+        """Whether the promise is not on the better side of the value's interval."""
+        if self._sign * value >= self._sign * promise:
+            return True
+        if not len(samples):
+            return False
+        tail = 50 * (1 - LEVEL)
+        best = np.percentile(samples, 100 - tail if self._sign > 0 else tail)
+        return bool(self._sign * best >= self._sign * promise)
 
     def _set_aside(self, number: int) -> None:
         """Keep the attempt's members where the next attempt does not remove them."""

@@ -14,8 +14,8 @@ from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
-from fusetune.pipeline.attempts import Attempt
 from fusetune.pipeline.best_trial import RATE
+from fusetune.pipeline.halving import Attempt
 from fusetune.tasks.task import Remarking, SplitName, Task
 
 
@@ -33,10 +33,19 @@ def of_training(record: Mapping[str, Any]) -> list[str]:
     found = []
     for trajectory in record.get("trajectories", ()):
         attempts = [Attempt(**entry) for entry in trajectory.get("attempts", ())]
+        if not attempts:
+            continue
         failed = [attempt for attempt in attempts if not attempt.kept]
+        rate = trajectory["params"].get(RATE, attempts[0].learning_rate)
+        if attempts[0].kept and len(attempts) > 1:
+            found.append(
+                "The full training was begun with several learning rates. Its first members, "
+                f"on validation: one {', then one '.join(a.text for a in attempts)}. The "
+                f"training went on with {rate:.4g}."
+            )
+            continue
         if not failed:
             continue
-        rate = trajectory["params"].get(RATE, attempts[0].learning_rate)
         end = (
             f"The members are of the one with {rate:.4g}."
             if len(failed) < len(attempts)

@@ -181,7 +181,8 @@ def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
     """Of everything that a full training of this λ, and its members, depend on."""
     data = recipe.dump()
     arguments = complete({**data["train"]["arguments"], **params})
-    train = {**data["train"], "arguments": arguments}
+    train = {k: v for k, v in data["train"].items() if k not in ("judge", "retries")}
+    train["arguments"] = arguments
     task = {k: v for k, v in data["task"].items() if k != "metrics"}  # no training asks them
     decides = {"seed": data["seed"], "task": task, "model": data["model"]}
     text = json.dumps({**decides, "train": train}, sort_keys=True, default=str)

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,7 @@ def _trajectory(
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
     attempts = Attempts(context, trajectory)
-    record = (
-        _taken_over(context, trajectory)
-        or _shared(context, trajectory, attempts)
-        or _attempted(context, attempts, count, bar)
-    )
+    record = _taken_over(context, trajectory) or _attempted(context, attempts, count, bar)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     attempts.clear()
@@ -104,7 +100,7 @@ def _trajectory(
 
 def _attempted(context: Context, attempts: Attempts, count: int, bar: Bar) -> dict[str, Any]:
     """The record of the attempt that was trained to its end."""
-    started = time.perf_counter()
+    started, handed_on = time.perf_counter(), 0.0
     while True:
         number, judge = attempts.settled, None
         if number is None:
@@ -112,20 +108,24 @@ def _attempted(context: Context, attempts: Attempts, count: int, bar: Bar) -> di
         elif attempts.judged:
             attempts.restore(number)
         trajectory, folder = attempts.trajectory_of(number), attempts.folder_of(number)
-        work = functools.partial(_trained, context, trajectory, count, bar, folder, judge)
-        try:
-            record = together(
-                context, work, _train_along, trajectory, folder.name, judge is not None
-            )
-        except NoResultError:
-            unjudged = judge is not None and len(attempts.judged) == number
-            if current() is not None or not unjudged or not attempts.diverged():
-                raise
-            continue
+        shared = _shared(context, trajectory, judge)
+        if shared is not None:
+            record, seconds = shared
+            handed_on += seconds
+        else:
+            work = functools.partial(_trained, context, trajectory, count, bar, folder, judge)
+            try:
+                record = together(
+                    context, work, _train_along, trajectory, folder.name, judge is not None
+                )
+            except NoResultError:
+                unjudged = judge is not None and len(attempts.judged) == number
+                if current() is not None or not unjudged or not attempts.diverged():
+                    raise
+                continue
         if record is not None:
-            judged = [asdict(attempt) for attempt in attempts.judged]
-            seconds = time.perf_counter() - started
-            return {**record, "seconds": seconds, "attempts": judged}
+            seconds = time.perf_counter() - started + handed_on
+            return {**record, "seconds": seconds, "attempts": attempts.record}
 
 
 def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | None:
@@ -144,27 +144,29 @@ def _taken_over(context: Context, trajectory: Trajectory) -> dict[str, Any] | No
 
 
 def _shared(
-    context: Context, trajectory: Trajectory, attempts: Attempts
-) -> dict[str, Any] | None:
-    """The members of another run of the comparison that trained this λ, if they will do."""
-    started = time.perf_counter()
-    given_up = bool(attempts.judged) and not attempts.judged[0].kept
-    if context.shared is None or trajectory.number is not None or given_up:
+    context: Context, trajectory: Trajectory, judge: Judge | None
+) -> tuple[dict[str, Any] | None, float] | None:
+    """The members of another run of the comparison that trained this λ, if there are any.
+
+    With its record, None if it is given up, and the seconds that the other run spent on it.
+    """
+    if context.shared is None or trajectory.number is not None:
         return None
-    found = context.shared.find(context.recipe, trajectory.params, context.folder.members)
+    started, members = time.perf_counter(), context.folder.members
+    found = context.shared.find(context.recipe, trajectory.params, members)
     if found is None:
         return None
     trial = found.trial
-    if attempts.promise is not None and not attempts.judged:
+    if judge is not None:
         number = first_from(trial.members, judged_from(context.recipe), trial.steps)
-        bench = Workbench(open_pool(context, context.folder.members), context, None)
+        bench = Workbench(open_pool(context, members), context, None)
         member = FusionWeights.one_hot(number, len(bench.pool))
-        if attempts.judge(trial.members[number], bench.evaluator("validation")(member)):
-            return None
+        step = trial.members[number]
+        if judge(step, bench.evaluator("validation")(member)):
+            return None, found.seconds * step / trial.steps
     context.display.say("train: taken over from another run of the comparison")
     record = _record(trajectory, trial.steps, trial.members, trial.start, started, False)
-    judged = [asdict(attempt) for attempt in attempts.judged]
-    return {**record, "seconds": record["seconds"] + found.seconds, "attempts": judged}
+    return record, found.seconds
 
 
 def _train_along(context: Context, trajectory: Trajectory, folder: str, judged: bool) -> None:
