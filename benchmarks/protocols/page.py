@@ -26,7 +26,7 @@ from benchmarks.protocols.records import Record
 
 _PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
 EXTRA = ("bomf", "bomf.default", "mobo.default", "grid", "hpbo", "ema", "model_stock")
-OURS = ("bo", "mobo")
+TRIED = ("swa", "mobo", "mobo.default", "bomf.default", "bomf.finetune", MARK)
 SUBTITLES = {
     "a": "the papers' splits",
     "b": "less noisy splits: whole dev and test splits, or rows held out of training",
@@ -214,7 +214,7 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
 
     Of a try also the gain over the same row with the protocol's own settings: tries may have
     been made on some of the tasks only, and tasks differ. `finetune` is a row of tries that
-    train otherwise.
+    train otherwise, `bomf.finetune` the best checkpoint of a searched training.
     """
     rows: list[tuple[float, list[str]]] = []
 
@@ -232,7 +232,7 @@ def _tries(records: Sequence[Record], own: Methods) -> str:
             [r for r in records if r.attempt == attempt]
         ).items():
             other = name == BASE and any(r.differences().any() for r in found.values())
-            if other or name in ("swa", "mobo", "mobo.default", "bomf.default", MARK):
+            if other or name in TRIED:
                 paired = pooled.difference(found, own.get(name, {}))
                 over = _interval(pooled.gain(paired)) if len(paired) == len(found) else DASH
                 add(f"try: {attempt}", name, found, over)

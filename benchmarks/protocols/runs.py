@@ -103,14 +103,11 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
             _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
+        entries |= _defaults(job, folder, entries, task.objectives[1])
+        entries |= _unfused(folder, plan, task.objectives[1])
         base = _own_base(job, runs, results) if job.attempt else outcomes.get(FIXED, BASE)
         compared = _Compared(job, task, base, outcomes)
-        return [
-            compared.record(row, entry).write(results)
-            for row, entry in (
-                entries | _defaults(job, folder, entries, task.objectives[1])
-            ).items()
-        ]
+        return [compared.record(row, entry).write(results) for row, entry in entries.items()]
     finally:
         context.close()
 
@@ -217,6 +214,19 @@ def _defaults(
         value = chosen["validation"][name]["value"]
         found[row + DEFAULT] = entry if primary.better(member, value) else chosen
     return found
+
+
+def _unfused(folder: Path, plan: Plan, primary: Objective) -> dict[str, Any]:
+    """The best checkpoint of each searched training, `bomf.finetune`: what λ alone gains."""
+    rows = {
+        f"{row}.{BASE}": ((place[0], BASE),)
+        for row, (place, *others) in plan.rows.items()
+        if place[0] != FIXED and place[1] != BASE and not others
+    }
+    made = {run: RunFolder(folder / run) for ((run, _),) in rows.values()}
+    complete = {run: found for run, found in made.items() if found.results.exists()}
+    found = seed_results(Plan(plan.runs, rows), complete, {}, primary)["methods"]
+    return {row: entry for row, entry in found.items() if row in rows}
 
 
 def _refuse_deleted(folder: Path, plan: Plan) -> None:
