@@ -155,7 +155,9 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
     assert more[3].datetime_start is not None
     assert more[3].datetime_start > max(start for start in began if start is not None)
     tried = {(r.attempt, r.method) for r in records.read_all(tmp_path / "results")}
-    assert {("search-best", "bomf.default"), ("trials-8", "bomf.default")} <= tried
+    rows = ("bomf.default", "bomf.finetune")  # the second without the fusion
+    assert {(a, row) for a in ("search-best", "trials-8") for row in rows} <= tried
+    assert ("search-best", "finetune") not in tried  # that of the own settings
 
 
 def test_the_kept_steps_nearest_to_the_wanted_ones() -> None:
