@@ -102,11 +102,13 @@ def test_a_training_that_keeps_the_promise_is_the_one_without_a_check(
     assert record(tmp_path / "checked", "train")["trainings"] == 1
 
 
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
-    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: str, tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promise(monkeypatch, OUT_OF_REACH)
-    found = trained(parse(tiny_recipe, [*LIGHT, "train.retries=1"]), tmp_path / "tried")
+    light = [*LIGHT, f"train.arguments.train_sampling_strategy={order}"]
+    found = trained(parse(tiny_recipe, [*light, "train.retries=1"]), tmp_path / "tried")
     train = record(tmp_path / "tried", "train")
     first, second = train["trajectories"][0]["attempts"]
     assert second["learning_rate"] <= first["learning_rate"] / 2
@@ -115,7 +117,7 @@ def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
     assert train["trainings"] == 2
     assert not (tmp_path / "tried/work").exists()
     arguments = [f"train.arguments.{name}={value!r}" for name, value in train["params"].items()]
-    alone = parse(tiny_recipe, [*LIGHT, "search.trials=0", *arguments])
+    alone = parse(tiny_recipe, [*light, "search.trials=0", *arguments])
     promise(monkeypatch, None)
     assert found == trained(alone, tmp_path / "alone")
 

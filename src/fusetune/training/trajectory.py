@@ -12,9 +12,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
+from fusetune.training.order import OrderKeeper
 from fusetune.training.schedules import SCHEDULES, scheduler
 from fusetune.training.sharded import from_first
 from fusetune.training.tracking import own_runs, write_into
@@ -22,11 +24,20 @@ from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
 
 
 class _Trainer(Trainer):
-    """The Trainer, with the papers' schedules beside those of Transformers."""
+    """The Trainer, with the papers' schedules and orders that outlive a break."""
 
-    def __init__(self, *args: Any, schedule: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, schedule: str | None, order: OrderKeeper, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.schedule = schedule
+        self.order = order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):  # it has no seed of its own
+            return self.order.known(sampler)
+        return sampler
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: Optimizer | None = None
@@ -99,13 +110,16 @@ def train(
     )
     set_seed(seed if head_seed is None else head_seed)
     model = make_model()
+    resumed = from_first(lambda: _resumable(folder))
+    order = OrderKeeper(resumed)
     trainer = _Trainer(
         model=model,
         args=settings,
         train_dataset=data,
         data_collator=collate,
-        callbacks=[DivergenceGuard(), *callbacks, CheckpointMarker()],
+        callbacks=[DivergenceGuard(), *callbacks, order, CheckpointMarker()],
         schedule=arguments.get("lr_scheduler_type"),
+        order=order,
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":  # it prints to standard output
@@ -113,7 +127,7 @@ def train(
     if logs is not None:
         write_into(trainer.callback_handler.callbacks, logs)
     with own_runs(settings, trainer.callback_handler.callbacks):
-        trainer.train(resume_from_checkpoint=from_first(lambda: _resumable(folder)))
+        trainer.train(resume_from_checkpoint=resumed)
     steps = trainer.state.global_step
     del trainer
     if device.startswith("cuda"):
