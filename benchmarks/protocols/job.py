@@ -74,7 +74,8 @@ class Job:
 
     def landscape(self, results: Path, run: str) -> Path:
         """The file with what the members of one of its runs say."""
-        return results / LANDSCAPES / f"{self.protocol}-{self.task}-{self.seed}-{run}.npz"
+        parts = (self.protocol, self.task, str(self.seed), run, self.attempt)
+        return results / LANDSCAPES / f"{'-'.join(filter(None, parts))}.npz"
 
     @property
     def command(self) -> str:

@@ -99,7 +99,7 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         outcomes = Outcomes(folder)
         for run_name in made:
             outcomes.collect(context, run_name)
-        if not job.attempt:
+        if not job.attempt or job.attempt in settings.OF_SEARCH:  # members of their own
             _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]

@@ -23,7 +23,7 @@ from fusetune.recipe import Recipe
 from fusetune.report.comparison import BASE
 from fusetune.run import RunFolder
 
-TRIES = ("judge-half", "search-best", "trials-8")
+TRIES = ("judge-promise", "search-best", "trials-8")
 """With the trials of the own settings; `search-full` has others."""
 
 

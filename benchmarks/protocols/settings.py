@@ -94,8 +94,8 @@ TRIES: Mapping[str, Sequence[str]] = {
     "base-member": ["fuse.base_member=true"],
     "evaluations-20": ["fuse.evaluations=20"],
     "evaluations-90": ["fuse.evaluations=90"],
-    "judge-half": ["train.judge=half"],
-    "search-best": ["search.choose=best"],
+    "judge-promise": ["train.judge=promise"],
+    "search-best": ["search.choose=best", "train.judge=promise"],
     "search-full": ["search.variant=full"],
     "trials-8": ["search.trials=8"],
     "longer": [],
@@ -119,7 +119,7 @@ PAPERS = ("train.arguments.adam_beta2=0.98", "train.arguments.adam_epsilon=1e-6"
 ADAM = {"adam": PAPERS, "adam-double": PAPERS}
 """With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
-OF_SEARCH = ("judge-half", "search-best", "search-full", "trials-8")
+OF_SEARCH = ("judge-promise", "search-best", "search-full", "trials-8")
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300

@@ -143,6 +143,22 @@ def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> Non
     assert "\nmake --tasks mrpc --seeds 41,42 --methods swa\n" in text
 
 
+def test_the_page_says_what_the_fusion_adds_to_the_checkpoint(tmp_path: Path) -> None:
+    for name, gain in (("finetune", 0.0), ("bomf.default", 0.02), ("bomf.finetune", 0.015)):
+        samples = records.encode(gain + np.zeros_like(SAMPLES))
+        record(name, gain, samples=samples).write(tmp_path)
+    text = page.page(records.read_all(tmp_path))
+    assert (
+        "`bomf.finetune`, the best checkpoint of the same trainings, gains +1.50 [+1.50, "
+        "+1.50]; fusing adds +0.50 [+0.50, +0.50]." in text
+    )
+    other = {"seed": 43, "samples": records.encode(SAMPLES)}
+    record("bomf.default", 0.02, **other).write(tmp_path)  # of a run that has no such row
+    assert "the best checkpoint of the same trainings, gains" not in page.page(
+        records.read_all(tmp_path)
+    )
+
+
 def test_the_page_shows_the_best_checkpoint_of_a_try_that_trains_otherwise(
     tmp_path: Path,
 ) -> None:
