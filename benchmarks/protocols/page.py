@@ -138,9 +138,18 @@ def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
         f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
         f"[{low:+.2f}, {high:+.2f}], p = {found['gain_p_value']:.3f} (over runs "
         f"{found['gain_p_value_runs']:.3f}); {part}; place {found['rank']} of "
-        f"{found['candidates']} candidates. Runs: {found['runs']}, of {tasks}.\n\n"
+        f"{found['candidates']} candidates. Runs: {found['runs']}, of {tasks}"
+        f"{_lacking(records, name)}.\n\n"
         f"By task: {by_task}.\n\nBy seed: {by_seed}.\n"
     )
+
+
+def _lacking(records: Sequence[Record], name: str) -> str:
+    """The runs of `finetune` that a row has yet to be made for."""
+    own = pooled.by_method([r for r in records if not r.attempt])
+    missing = sorted(set(own.get(BASE, {})) - set(own[name]))
+    runs = ", ".join(f"{TITLES[task]} {seed}" for task, seed in missing)
+    return f"; not made yet: {runs}" if runs else ""
 
 
 def _without_fusion(own: Methods, subject: str) -> str:

@@ -152,6 +152,9 @@ def test_the_page_says_what_the_fusion_adds_to_the_checkpoint(tmp_path: Path) ->
         "`bomf.finetune`, the best checkpoint of the same trainings, gains +1.50 [+1.50, "
         "+1.50]; fusing adds +0.50 [+0.50, +0.50]." in text
     )
+    assert "not made yet" not in text
+    record("finetune", 0.0, "rte", 44).write(tmp_path)
+    assert "Runs: 1, of MRPC; not made yet: RTE 44." in page.page(records.read_all(tmp_path))
     other = {"seed": 43, "samples": records.encode(SAMPLES)}
     record("bomf.default", 0.02, **other).write(tmp_path)  # of a run that has no such row
     assert "the best checkpoint of the same trainings, gains" not in page.page(
