@@ -94,7 +94,7 @@ class Attempts:
         if self._file.is_file():
             stored = json.loads(self._file.read_text(encoding="utf-8"))
             self.judged = [
-                Attempt(**{**entry, "samples": tuple(entry["samples"])})
+                Attempt(**{**entry, "samples": tuple(entry.get("samples", ()))})
                 for entry in stored["attempts"]
             ]
 
@@ -159,7 +159,7 @@ class Attempts:
             value if math.isfinite(value) else None,
             self.promise,
             self.promise is None or self._reaches(value, samples, self.promise),
-            tuple(map(float, samples)),
+            tuple(map(float, samples)) if np.isfinite(samples).all() else (),
         )
         ends = not attempt.kept
         if self.compares:
