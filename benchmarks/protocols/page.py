@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocols import pooled
-from benchmarks.protocols.appendix import DASH, Table, landscapes, markdown, transfers
-from benchmarks.protocols.pooled import BASE, MARK, POINTS, Key
-from benchmarks.protocols.published import (
-    AVERAGE,
-    COMPARISON,
-    DISCREPANCY,
-    OUTER,
-    TASKS,
-    TITLES,
-    Figure,
-)
+from benchmarks.protocols import pooled, tables
+from benchmarks.protocols.appendix import Table, landscapes, markdown, transfers
+from benchmarks.protocols.pooled import BASE
+from benchmarks.protocols.published import OUTER, TITLES
 from benchmarks.protocols.records import Record
+from benchmarks.protocols.tables import Methods, interval
 
 _PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
-EXTRA = (
-    "bomf",
-    "bomf.default",
-    "bomf.finetune",
-    "mobo.default",
-    "grid",
-    "hpbo",
-    "ema",
-    "model_stock",
-)
-TRIED = ("swa", "mobo", "mobo.default", "bomf.default", "bomf.finetune", MARK)
 SUBTITLES = {
     "a": "the papers' splits",
     "b": "less noisy splits: whole dev and test splits, or rows held out of training",
 }
-
-Methods = Mapping[str, Mapping[Key, Record]]
 
 
 def page(
@@ -69,15 +48,19 @@ def page(
             )
             continue
         own = pooled.by_method([r for r in kept if not r.attempt])
+        name = pooled.subject_of(own, subject)
+        bo = ("bo", "mobo")
         parts += [
             _headline(kept, protocol, subject),
             _without_fusion(own, subject),
-            _section("Table 1: comparison", _comparison(own), own),
-            _section("Table 2: loss against metric", _discrepancy(own), own, (BASE, "swa")),
+            _section("Table 1: comparison", tables.comparison(own, name), own),
             _section(
-                "Table 3: BO against MOBO", _points(own, ("bo", "mobo")), own, ("bo", "mobo")
+                "Table 2: loss against metric", tables.discrepancy(own), own, (BASE, "swa")
             ),
-            _section("Table 4: the search of λ around every baseline", _outer(own), own, OUTER),
+            _section("Table 3: BO against MOBO", tables.points(own, bo, name), own, bo),
+            _section(
+                "Table 4: the search of λ around every baseline", tables.outer(own), own, OUTER
+            ),
             _tries(kept, own),
         ]
     parts += [transfers(transferred), landscapes(rules)]
@@ -161,7 +144,7 @@ def _without_fusion(own: Methods, subject: str) -> str:
     alone, added = own[unfused], pooled.difference(own[name], own[unfused])
     return (
         f"`{unfused}`, the best checkpoint of the same trainings, gains "
-        f"{_interval(pooled.gain(alone))}; fusing adds {_interval(pooled.gain(added))}.\n"
+        f"{interval(pooled.gain(alone))}; fusing adds {interval(pooled.gain(added))}.\n"
     )
 
 
@@ -192,119 +175,12 @@ def _commands(records: Sequence[Record]) -> str:
     return f"\n<details><summary>Commands</summary>\n\n```bash\n{text}\n```\n\n</details>\n"
 
 
-def _comparison(own: Methods) -> Table:
-    return _points(own, [*COMPARISON, *(n for n in EXTRA if n in own)])
-
-
-def _points(own: Methods, names: Sequence[str]) -> Table:
-    """A row per method: each task, the mean gain with its interval, the share closed."""
-    head = ["method", *TITLES.values(), "gain over finetune", "closed", "published"]
-    rows = [head]
-    for name in names:
-        found = own.get(name, {})
-        cells = [_over_seeds(found, task, _test) for task in TASKS]
-        gain, share = DASH, None
-        if found and name != BASE:
-            g = pooled.gain(found)
-            gain = f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}], p {g.p_value:.3f}"
-            share = pooled.closed(found, own.get(MARK, {}))
-        closed = DASH if share is None or name == MARK else f"{100 * share:.0f} %"
-        rows.append([name, *cells, gain, closed, _published(name)])
-    return rows
-
-
-def _published(name: str) -> str:
-    if name not in COMPARISON:
-        return DASH
-    cells = [f"{mean:.2f}" for mean, _ in COMPARISON[name]]
-    return f"{' / '.join(cells)}; average {AVERAGE[name]:.2f}"
-
-
-def _discrepancy(own: Methods) -> Table:
-    tasks = ("rte", "mrpc", "sst2")
-    head = ["", "", *(TITLES[t] for t in tasks), *(f"{TITLES[t]}, published" for t in tasks)]
-    rows = [head]
-    measures: tuple[tuple[str, Callable[[Record], float], int], ...] = (
-        ("loss", lambda r: r.test["loss"]["value"], 0),
-        ("error, points", lambda r: POINTS - _test(r), 1),
-    )
-    for label, value, place in measures:
-        for name in (BASE, "swa"):
-            ours = [_over_seeds(own.get(name, {}), task, value) for task in tasks]
-            theirs = [_figure(DISCREPANCY[name][task][place]) for task in tasks]
-            rows.append([label, name, *ours, *theirs])
-    return rows
-
-
-def _outer(own: Methods) -> Table:
-    tasks = ("rte", "mrpc")
-    rows = [
-        ["method", *(TITLES[t] for t in tasks), *(f"{TITLES[t]}, published" for t in tasks)]
-    ]
-    for name, figures in OUTER.items():
-        ours = [_over_seeds(own.get(name, {}), task, _test) for task in tasks]
-        rows.append([name, *ours, *(f"{figures[task]:.2f}" for task in tasks)])
-    return rows
-
-
 def _tries(records: Sequence[Record], own: Methods) -> str:
-    """Rules for the choice, and tries of other settings, the best first.
-
-    Of a try also the gain over the same row with the protocol's own settings: tries may have
-    been made on some of the tasks only, and tasks differ. `finetune` is a row of tries that
-    train otherwise, `bomf.finetune` the best checkpoint of a searched training.
-    """
-    rows: list[tuple[float, list[str]]] = []
-
-    def add(what: str, name: str, found: Mapping[Key, Record], over: str = DASH) -> None:
-        g = pooled.gain(found)
-        cells = [what, name, _interval(g), f"{g.p_value:.3f}", over]
-        rows.append((g.value, [*cells, f"{g.runs}: {', '.join(TITLES[t] for t in g.tasks)}"]))
-
-    for name, found in own.items():
-        family, _, rule = name.partition(".")
-        if rule or f"{name}.default" in own:
-            add(f"choice: {rule or 'best'}", family, found)
-    for attempt in sorted({r.attempt for r in records if r.attempt}):
-        for name, found in pooled.by_method(
-            [r for r in records if r.attempt == attempt]
-        ).items():
-            other = name == BASE and any(r.differences().any() for r in found.values())
-            if other or name in TRIED:
-                paired = pooled.difference(found, own.get(name, {}))
-                over = _interval(pooled.gain(paired)) if len(paired) == len(found) else DASH
-                add(f"try: {attempt}", name, found, over)
-    if not rows:
+    table = tables.tried(records, own)
+    if table is None:
         return "### What was tried\n\nNo record of a rule or of a try is stored.\n"
-    rows.sort(key=lambda row: -row[0])
-    head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
-    tried = _commands([r for r in records if r.attempt])
-    about = (
-        "All gains are over `finetune` with the protocol's own settings, also those of a try's "
-        "own `finetune`.\n\n"
-    )
+    made = _commands([r for r in records if r.attempt])
     return (
-        f"### What was tried\n\n{about}{markdown([head, *(cells for _, cells in rows)])}{tried}"
+        "### What was tried\n\nAll gains are over `finetune` with the protocol's own settings, "
+        f"also those of a try's own `finetune`.\n\n{markdown(table)}{made}"
     )
-
-
-def _interval(gain: pooled.Gain) -> str:
-    return f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-
-
-def _test(record: Record) -> float:
-    return POINTS * record.test[record.primary]["value"]
-
-
-def _over_seeds(
-    found: Mapping[Key, Record], task: str, value: Callable[[Record], float]
-) -> str:
-    values = [value(r) for (name, _), r in sorted(found.items()) if name == task]
-    if not values:
-        return DASH
-    mean = statistics.fmean(values)
-    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ± {statistics.stdev(values):.2f}"
-
-
-def _figure(figure: Figure) -> str:
-    return f"{figure[0]:.2f} ± {figure[1]:.2f}"

@@ -136,6 +136,11 @@ def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> Non
     line = next(line for line in text.splitlines() if line.startswith("| greedy"))
     assert "76.52 / 91.84 / 56.47 / 89.87 / 94.36; average 81.81" in line
     assert line.split("|")[3].strip() == "–"  # published, but not run
+    # Of `ema` one of two runs is stored: the default is compared with it on that one alone.
+    line = next(line for line in text.splitlines() if line.startswith("| ema"))
+    gain, runs, _, over, _ = line.split("|")[7:12]
+    assert (gain.split()[0], runs.strip()) == ("+3.00", "1")
+    assert over.strip() == "-1.00 [-1.00, -1.00] (1 run)"  # the same test rows
     line = next(line for line in text.splitlines() if line.startswith("| try: linear | swa"))
     gain, _, over = line.split("|")[3:6]
     assert gain.startswith(" -1.00 [-2.9")
