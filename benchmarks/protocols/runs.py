@@ -99,10 +99,12 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
         outcomes = Outcomes(folder)
         for run_name in made:
             outcomes.collect(context, run_name)
-        if not job.attempt or job.attempt in settings.OF_SEARCH:  # members of their own
-            _keep_landscapes(job, plan, made, results)
         task = context.task
         entries = seed_results(plan, made, failed, task.objectives[1])["methods"]
+        if not job.attempt or job.attempt in settings.OF_SEARCH:  # members of their own
+            chosen = {entry["place"][0] for entry in entries.values()}  # of a grid, the best
+            kept = {name: run for name, run in made.items() if name in chosen}
+            _keep_landscapes(job, plan, kept, results)
         entries |= _defaults(job, folder, entries, task.objectives[1])
         entries |= _unfused(folder, plan, task.objectives[1])
         base = _own_base(job, runs, results) if job.attempt else outcomes.get(FIXED, BASE)

@@ -111,6 +111,18 @@ def test_a_tiny_protocol_from_training_to_records(
     assert many["members"] == [f"step-{step:06}" for step in range(4, 41, 4)]
     assert kept == ["step-000028", "step-000040"]  # for the steps 30 and 40
 
+    # The same training again, for rows without a search over w: what is known of one stays.
+    rates = ["compare.learning_rates=[1e-4, 3e-4]"]
+    monkeypatch.setattr(
+        settings, "recipe", lambda *_, **__: (parse(tiny_recipe, [*short, *rates]), short)
+    )
+    (tmp_path / "results/b/rte-41-finetune.json").unlink()
+    assert "rte-41-grid" in run(job("grid"))
+    with np.load(job().landscape(tmp_path / "results", "fixed")) as landscape:
+        assert landscape["weights"].shape == (9, 3)
+    grid = list((tmp_path / "results/landscapes").glob("b-rte-41-grid-*"))
+    assert len(grid) == 1  # of the rate that validation chose, not of the other one
+
 
 def test_a_try_of_the_search_takes_the_trials_that_are_there(
     tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
