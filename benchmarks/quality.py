@@ -11,7 +11,7 @@ small JSON is kept in benchmarks/results. The rest is computed from these files 
 gain_points     test gain of fusetune's default over `finetune`, mean over tasks and seeds
 gain_p_value    two-sided, pooled over tasks and seeds (benchmarks/protocols/pooled.py)
 share_closed    share of the distance from `finetune` to `oracle`
-rank            its place among all candidates
+rank            its place among all candidates; ahead: those with a larger gain
 by_task         the same gain for each task, with its interval: is it ever worse?
 by_seed         and for each seed
 """

@@ -91,9 +91,10 @@ training's own randomness too. The rule of choice was settled on landscapes of t
 and 44 were trained with both settled.
 
 `bomf` is the whole run: a search of λ on light trials, a training that is begun with the rate
-found and with lower ones, a search over w; `bomf.default` with the default rule of choice.
-`bomf.finetune` is the best checkpoint of the same trainings, so the difference is what fusing
-gains; the rest of it is the learning rate's. All other rows train with the protocol's own λ.
+found and with lower ones, a search over w. `bomf` itself takes the highest validation metric,
+as the papers do, `bomf.default` what the default rule of choice does. `bomf.finetune` is the
+best checkpoint of the same trainings, so the difference is what fusing gains; the rest of it is
+the learning rate's. Rows without a search or a grid train with the protocol's own λ.
 """
 
 
@@ -117,11 +118,13 @@ def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
         )
         for key in ("by_task", "by_seed")
     )
+    ahead = ", ".join(f"`{other}`" for other in found["ahead"])  # type: ignore[attr-defined]
+    after = f", after {ahead}" if ahead else ""
     return (
         f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
         f"[{low:+.2f}, {high:+.2f}], p = {found['gain_p_value']:.3f} (over runs "
         f"{found['gain_p_value_runs']:.3f}); {part}; place {found['rank']} of "
-        f"{found['candidates']} candidates. Runs: {found['runs']}, of {tasks}"
+        f"{found['candidates']} candidates{after}. Runs: {found['runs']}, of {tasks}"
         f"{_lacking(records, name)}.\n\n"
         f"By task: {by_task}.\n\nBy seed: {by_seed}.\n"
     )

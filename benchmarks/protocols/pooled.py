@@ -153,23 +153,20 @@ def closed(records: Mapping[Key, Record], marks: Mapping[Key, Record]) -> float 
     return mean(records) / distance if distance > 0.0 else None
 
 
-def rank(methods: Mapping[str, Mapping[Key, Record]], subject: str) -> tuple[int, int] | None:
-    """The subject's place by mean test gain, and how many candidates there are.
+def order(methods: Mapping[str, Mapping[Key, Record]], subject: str) -> list[str]:
+    """All candidates by mean test gain, the best first; those equal to the subject after it.
 
     Candidates are methods and procedures that have every task and seed of the subject; the
     oracle is none, nor are other rules for the choice from the same evaluations, nor
-    trajectories by themselves.
+    trajectories by themselves. Empty if the subject is not there.
     """
-    if subject not in methods:
-        return None
-    keys = set(methods[subject])
+    keys = set(methods.get(subject, ()))
     candidates = {
         name: gain({k: found[k] for k in keys}).value
         for name, found in methods.items()
-        if name == subject or (_is_candidate(name) and keys <= set(found))
+        if keys and (name == subject or (_is_candidate(name) and keys <= set(found)))
     }
-    mine = candidates[subject]
-    return 1 + sum(value > mine for value in candidates.values()), len(candidates)
+    return sorted(candidates, key=lambda name: (-candidates[name], name != subject))
 
 
 def _parts(records: Mapping[Key, Record], place: int) -> dict[str, list[float]]:
@@ -205,6 +202,7 @@ def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict
         "share_closed": None,
         "rank": None,
         "candidates": None,
+        "ahead": [],
         "by_task": {},
         "by_seed": {},
         "tasks": [],
@@ -212,16 +210,17 @@ def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict
     }
     if name not in methods:
         return result
-    found, place = gain(methods[name]), rank(methods, name)
-    assert place is not None
+    found, ranked = gain(methods[name]), order(methods, name)
+    place = ranked.index(name)
     return result | {
         "gain_points": found.value,
         "gain_interval": [found.low, found.high],
         "gain_p_value": found.p_value,
         "gain_p_value_runs": found.runs_p_value,
         "share_closed": closed(methods[name], methods.get(MARK, {})),
-        "rank": place[0],
-        "candidates": place[1],
+        "rank": place + 1,
+        "candidates": len(ranked),
+        "ahead": ranked[:place],
         "by_task": _parts(methods[name], 0),
         "by_seed": _parts(methods[name], 1),
         "tasks": list(found.tasks),

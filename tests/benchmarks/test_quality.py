@@ -123,6 +123,8 @@ def test_the_summary_is_computed_from_the_files(
     found = summary()
     assert found["gain_points"] == pytest.approx(1.2)
     assert (found["rank"], found["share_closed"]) == (2, pytest.approx(0.3))
+    assert found["ahead"] == ["mobo"]
+    assert "place 2 of 4 candidates, after `mobo`." in page.page(records.read_all(tmp_path))
 
 
 def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> None:
