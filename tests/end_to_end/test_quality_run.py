@@ -29,6 +29,7 @@ def test_a_tiny_protocol_from_training_to_records(
 
     tries = {"members-5": ["train.members=2"], "evaluations-20": ["fuse.evaluations=7"]}
     tries["base-member"] = ["fuse.base_member=true"]
+    tries["brier"] = ["task.metrics=[accuracy, brier]"]
 
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
         more = tries.get(attempt, [])
@@ -81,6 +82,11 @@ def test_a_tiny_protocol_from_training_to_records(
         r for r in records.read_all(tmp_path / "results") if r.attempt and r.method == "mobo"
     ]
     assert fewer.evaluations == 7
+
+    run(job("swa", attempt="brier"))  # of the same members, evaluated by one metric before
+    scored = {r.method: r for r in records.read_all(tmp_path / "results") if "brier" in r.test}
+    assert {r.attempt for r in scored.values()} == {"brier"}
+    assert scored["swa"].test["accuracy"] == found["swa"].test["accuracy"]
 
     made = run(job("swa", attempt="base-member"))  # a member more than the training kept
     assert made[1] == "rte-41-swa"

@@ -65,6 +65,20 @@ def test_what_another_run_evaluated_is_taken_over_with_its_cost(tmp_path: Path) 
     assert EvaluationStore(own, "x").get(W) is not None
 
 
+def test_an_evaluation_by_other_metrics_is_none(tmp_path: Path) -> None:
+    EvaluationStore(tmp_path, "x").put(W, evaluation())
+    fewer, *others = evaluation().values
+    found = EvaluationStore(tmp_path, "x", names=[fewer]).get(W)
+    assert found is not None
+    assert found.values == {fewer: evaluation().values[fewer]}
+    assert EvaluationStore(tmp_path, "x", names=[fewer, "brier"]).get(W) is None
+    more = dataclasses.replace(evaluation(), values={**evaluation().values, "brier": 0.2})
+    EvaluationStore(tmp_path, "x", names=[fewer, "brier"]).put(W, more)
+    found = EvaluationStore(tmp_path, "x", names=[fewer, *others]).get(W)
+    assert found is not None
+    assert found.values == evaluation().values
+
+
 def test_in_memory_only() -> None:
     store = EvaluationStore(None, "x")
     store.put(W, Evaluation({"loss": 1.0}, None, 0.0))

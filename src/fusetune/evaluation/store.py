@@ -30,12 +30,21 @@ class EvaluationStore:
         context: Fingerprints of members, split, device and precision: an evaluation of
             other members or other data is never taken for one of these.
         others: Folders of other runs; what they know is taken over, and its cost with it.
+        names: The objectives, of which an evaluation must have the values; one that was made
+            with other metrics counts as none. All values, whatever they are, if empty.
     """
 
-    def __init__(self, folder: Path | None, context: str, others: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        context: str,
+        others: Sequence[Path] = (),
+        names: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.context = context
         self.others = tuple(others)
+        self.names = tuple(names)
         self._known: dict[Point, Evaluation] = {}
 
     def get(self, point: Point) -> Evaluation | None:
@@ -62,8 +71,9 @@ class EvaluationStore:
                     zip(saved["names"].tolist(), saved["values"].tolist(), strict=True)
                 )
                 seconds, averaging, read = saved["cost"].tolist()
+                values = {name: values[name] for name in self.names or values}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None  # not there, or damaged
+            return None  # not there, damaged, or of other metrics
         evaluation = Evaluation(values, outputs, seconds, averaging, int(read))
         self._known[point] = evaluation
         return evaluation

@@ -119,10 +119,9 @@ class Workbench:
                 self.context.note(f"fuse.candidates_per_pass: {why}.")
         shared, own = self.context.shared, self.evaluations
         others = shared.evaluations(own) if shared is not None and own is not None else ()
-        store = EvaluationStore(
-            own, f"{self.pool.fingerprint} {scorer.fingerprint}{way}", others
-        )
         objectives = self.context.task.objectives
+        known_as = f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
+        store = EvaluationStore(own, known_as, others, [o.name for o in objectives])
         elsewhere = None
         remote = self.context.recipe.executor.kind != "serial"
         if remote and self.evaluations is not None:  # the run's members, not a trial's
