@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.protocols.pooled import POINTS
 from benchmarks.protocols.published import TITLES
-from benchmarks.protocols.transfers import PAIRS, agreements
+from benchmarks.protocols.transfers import PAIRS, agreements, summary
 
 DASH = "–"
 Table = list[list[str]]
@@ -23,9 +24,11 @@ def transfers(found: Sequence[Mapping[str, Any]]) -> str:
         )
     names = ("light, full", "light, fused", "best member, fused")
     rows = [["task", "seed", "λ", "epochs", *names, "lost by the light choice, points"]]
+    losses = []
     for one in found:
         each = agreements(one)
         lost = each["light_fused"].lost
+        losses += [] if lost is None else [lost]
         rows.append(
             [
                 TITLES[one["task"]],
@@ -36,13 +39,28 @@ def transfers(found: Sequence[Mapping[str, Any]]) -> str:
                 DASH if lost is None else f"{POINTS * lost:.2f}",
             ]
         )
+    means = summary(found)
+    mean_lost = f"{POINTS * statistics.fmean(losses):.2f}" if losses else DASH
+    rows.append(["mean", "", "", "", *(_rho(means[name]) for name in PAIRS), mean_lost])
     return (
         f"{head}Spearman's ρ of two orders of the same λ (Sobol points of the search space) by "
         "validation: of light trials and full ones of the same epochs, of light trials and "
         "the models fused from the full ones, of best members and fused models. Lost is by how "
-        "much the λ that light trials put first has a worse fused model than the best λ. "
-        f"`python -m benchmarks.transfer --protocol {found[0]['protocol']}`\n\n{markdown(rows)}"
+        f"much the λ that light trials put first has a worse fused model than the best λ.\n\n"
+        f"{markdown(rows)}{commands(_made(found))}"
     )
+
+
+def _made(found: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The commands that made the comparisons; those that differ in task alone are one."""
+    alike = defaultdict(set)
+    for one in found:
+        alike[one["protocol"], one["seed"], len(one["trials"])].add(one["task"])
+    return {
+        f"python -m benchmarks.transfer --protocol {protocol} "
+        f"--tasks {','.join(sorted(tasks))} --seeds {seed} --trials {trials}"
+        for (protocol, seed, trials), tasks in alike.items()
+    }
 
 
 def _rho(value: float | None) -> str:
@@ -78,6 +96,14 @@ def landscapes(rules: Sequence[Mapping[str, Any]]) -> str:
             + markdown(rows)
         )
     return "\n".join(parts)
+
+
+def commands(lines: Iterable[str]) -> str:
+    """Commands, to be unfolded; nothing where there are none."""
+    text = "\n".join(sorted(lines))
+    if not text:
+        return ""
+    return f"\n<details><summary>Commands</summary>\n\n```bash\n{text}\n```\n\n</details>\n"
 
 
 def markdown(table: Table) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.protocols import pooled, tables
-from benchmarks.protocols.appendix import Table, landscapes, markdown, transfers
+from benchmarks.protocols.appendix import Table, commands, landscapes, markdown, transfers
 from benchmarks.protocols.pooled import BASE
 from benchmarks.protocols.published import OUTER, TITLES
 from benchmarks.protocols.records import Record
@@ -103,22 +103,22 @@ def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
     name = found["subject"]
     if found["gain_points"] is None:
         return f"Missing: no record of `{name}`, fusetune's default.\n"
-    low, high = found["gain_interval"]  # type: ignore[misc]
+    low, high = found["gain_interval"]
     share = found["share_closed"]
     part = (
         "no oracle is stored"
         if share is None
         else f"{100 * share:.0f} % of the distance to `oracle`"
-    )  # type: ignore[operator]
-    tasks = ", ".join(TITLES[t] for t in found["tasks"])  # type: ignore[attr-defined]
+    )
+    tasks = ", ".join(TITLES[t] for t in found["tasks"])
     by_task, by_seed = (
         ", ".join(
             f"{TITLES.get(part, part)} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]"
-            for part, (value, lower, upper) in found[key].items()  # type: ignore[attr-defined]
+            for part, (value, lower, upper) in found[key].items()
         )
         for key in ("by_task", "by_seed")
     )
-    ahead = ", ".join(f"`{other}`" for other in found["ahead"])  # type: ignore[attr-defined]
+    ahead = ", ".join(f"`{other}`" for other in found["ahead"])
     after = f", after {ahead}" if ahead else ""
     return (
         f"**`{name}` gains {found['gain_points']:+.2f} points over `finetune`** "
@@ -151,9 +151,7 @@ def _without_fusion(own: Methods, subject: str) -> str:
     )
 
 
-def _section(
-    title: str, table: Table, own: Methods, names: Sequence[str] | Mapping = ()
-) -> str:  # type: ignore[type-arg]
+def _section(title: str, table: Table, own: Methods, names: Iterable[str] = ()) -> str:
     shown = [n for n in (names or own) if n in own]
     body = markdown(table) + _commands([r for n in shown for r in own[n].values()])
     return f"### {title}\n\n{body}"
@@ -170,12 +168,9 @@ def _commands(records: Sequence[Record]) -> str:
         alike = defaultdict(list)
         for task, seeds in sorted(tasks.items()):
             alike[",".join(sorted(seeds))].append(task)
-        for seeds, names in alike.items():
-            lines.add(f"{before}--tasks {','.join(names)} --seeds {seeds}{after}")
-    if not lines:
-        return ""
-    text = "\n".join(sorted(lines))
-    return f"\n<details><summary>Commands</summary>\n\n```bash\n{text}\n```\n\n</details>\n"
+        for numbers, names in alike.items():
+            lines.add(f"{before}--tasks {','.join(names)} --seeds {numbers}{after}")
+    return commands(lines)
 
 
 def _tries(records: Sequence[Record], own: Methods) -> str:

@@ -17,6 +17,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,12 +188,12 @@ def subject_of(methods: Mapping[str, Mapping[Key, Record]], wanted: str = "") ->
     return wanted or next((name for name in SUBJECTS if name in methods), SUBJECTS[0])
 
 
-def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict[str, object]:
+def summary(records: Sequence[Record], protocol: str, subject: str = "") -> dict[str, Any]:
     """What `--summary` prints; the numbers are None where nothing is stored."""
     kept = [r for r in records if r.protocol == protocol and not r.attempt]
     methods = by_method(kept)
     name = subject_of(methods, subject)
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "protocol": protocol,
         "subject": name,
         "gain_points": None,

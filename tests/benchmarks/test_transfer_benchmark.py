@@ -37,4 +37,7 @@ def test_correlations_are_pooled_and_shown(
     }
     text = page.page([], transferred=[json.loads(file.read_text())])
     assert "| MRPC | 41 | 3 | 1 | +1.00 | -1.00 | +1.00 | 2.00 |" in text
+    assert "| mean |  |  |  | +1.00 | -1.00 | +1.00 | 2.00 |" in text
+    command = "benchmarks.transfer --protocol b --tasks mrpc --seeds 41 --trials 3"
+    assert f"\npython -m {command}\n" in text
     assert "Nothing is stored; `python -m benchmarks.transfer" in page.page([])
