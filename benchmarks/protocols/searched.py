@@ -1,7 +1,8 @@
 """Tries of what a search makes of its trials: those of the own settings are not made again.
 
-Another rule for choosing λ reads the same trials, and more of them go on where those end: a
-trial follows from its number and those before it. So the try's study begins as a copy.
+Another rule for choosing λ, or more of them, reads the same trials, and further trials go on
+where those end: a trial follows from its number and those before it. So the try's study begins
+as a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fusetune.recipe import Recipe
 from fusetune.report.comparison import BASE
 from fusetune.run import RunFolder
 
-TRIES = ("judge-promise", "search-best", "trials-8")
+TRIES = ("judge-promise", "search-best", "trials-8", "best-trials")
 """With the trials of the own settings; `search-full` has others."""
 
 

@@ -39,6 +39,9 @@ TRIED = ("finetune", "swa", "mobo")
 TRIED_SEARCH = ("bomf",)
 """Rows of a try of the search, which no other row has."""
 
+TRIED_TRIALS = ("bilevel",)
+"""Of one whose members come from several trials: the row whose trials are full trainings."""
+
 REFERENCE_EVALUATIONS = {"quick": 24, "full": 90}
 """Subsets that the oracle evaluates on test; the test splits are large."""
 
@@ -98,6 +101,11 @@ TRIES: Mapping[str, Sequence[str]] = {
     "search-best": ["search.choose=best", "train.judge=promise"],
     "search-full": ["search.variant=full"],
     "trials-8": ["search.trials=8"],
+    "best-trials": [
+        "train.trajectories={count: 2, source: trials}",
+        "train.members=20",
+        "fuse.evaluations=60",
+    ],
     "longer": [],
     "cyclic": [],
     "brier": [],
@@ -119,7 +127,7 @@ PAPERS = ("train.arguments.adam_beta2=0.98", "train.arguments.adam_epsilon=1e-6"
 ADAM = {"adam": PAPERS, "adam-double": PAPERS}
 """With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
-OF_SEARCH = ("judge-promise", "search-best", "search-full", "trials-8")
+OF_SEARCH = ("judge-promise", "search-best", "search-full", "trials-8", "best-trials")
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
@@ -165,6 +173,8 @@ def rows(attempt: str) -> tuple[str, ...]:
     """The rows of a try, or of the protocol's own settings, unless others are asked for."""
     if not attempt:
         return METHODS
+    if attempt == "best-trials":
+        return TRIED_TRIALS
     return TRIED_SEARCH if attempt in OF_SEARCH else TRIED
 
 

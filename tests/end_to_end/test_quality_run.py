@@ -138,7 +138,11 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
     short += ["search.trials=3", "fuse.evaluations=4"]
 
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
-        more = {"search-best": ["search.choose=best"], "trials-8": ["search.trials=4"]}
+        more = {
+            "search-best": ["search.choose=best"],
+            "trials-8": ["search.trials=4"],
+            "best-trials": [*settings.TRIES["best-trials"], "train.members=4"],
+        }
         return parse(tiny_recipe, [*short, *more.get(attempt, [])]), short
 
     monkeypatch.setattr(settings, "recipe", tiny)
@@ -152,8 +156,9 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
 
     def trials(attempt: str) -> list[FrozenTrial]:
         """Of the search, after the run."""
-        job = run(*settings.rows(attempt), attempt=attempt)
-        journal = job.seed_folder(folders[0]) / "bomf" / "trials.journal"
+        (row,) = settings.rows(attempt)
+        job = run(row, attempt=attempt)
+        journal = job.seed_folder(folders[0]) / row / "trials.journal"
         study = optuna.load_study(study_name=SEARCH, storage=open_existing(journal))
         return study.get_trials(deepcopy=False)
 
@@ -172,7 +177,13 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
     assert len(more) == 4
     assert more[3].datetime_start is not None
     assert more[3].datetime_start > max(start for start in began if start is not None)
+    trained = trials("best-trials")  # full trainings, of which two give the members
+    folder = tmp_path / "runs/b/rte+best-trials/seed-41/bilevel"
+    kept = json.loads((folder / "stages/train.json").read_text())["trajectories"]
+    assert [len(one["members"]) for one in kept] == [2, 2]
+    assert {one["trial"] for one in kept} < {t.number for t in trained}
     tried = {(r.attempt, r.method) for r in records.read_all(tmp_path / "results")}
+    assert ("best-trials", "bilevel.default") in tried
     rows = ("bomf.default", "bomf.finetune")  # the second without the fusion
     assert {(a, row) for a in ("search-best", "trials-8") for row in rows} <= tried
     assert ("search-best", "finetune") not in tried  # that of the own settings
