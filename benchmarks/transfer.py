@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
                 derive(recipe, {"seed": seed}), out, trials=options.trials, display=display
             )
             kept = settings.without_place(overrides)
+            del found["subject"]  # what the settings say, and where the data lie
             name = f"{options.protocol}-{task}-{seed}.json"
             (options.results / FOLDER).mkdir(parents=True, exist_ok=True)
             write_json(

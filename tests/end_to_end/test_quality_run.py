@@ -206,5 +206,6 @@ def test_a_tiny_transfer_is_stored(
     transfer.main(["--protocol", "b", "--tasks", "rte", "--trials", "2", "--quiet", *places])
     found = json.loads((tmp_path / "results/transfer/b-rte-41.json").read_text())
     assert found["settings"] == short
+    assert "subject" not in found  # which names the folder of the data
     assert len(found["trials"]) == 2
     assert all(row["fused"] is not None for row in found["trials"])
