@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--methods",
         help=f"default: {','.join(settings.METHODS)}; of a try {','.join(settings.TRIED)}, "
-        f"of one of the search {','.join(settings.TRIED_SEARCH)}",
+        "of one of the search bomf, of best-trials bilevel",
     )
     parser.add_argument("--tries", help=f"other settings: {', '.join(settings.TRIES)}")
     parser.add_argument("--scale", choices=settings.SCALES, default="quick")

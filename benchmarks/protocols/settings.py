@@ -36,12 +36,6 @@ METHODS = (
 TRIED = ("finetune", "swa", "mobo")
 """Rows of a try, unless others are asked for."""
 
-TRIED_SEARCH = ("bomf",)
-"""Rows of a try of the search, which no other row has."""
-
-TRIED_TRIALS = ("bilevel",)
-"""Of one whose members come from several trials: the row whose trials are full trainings."""
-
 REFERENCE_EVALUATIONS = {"quick": 24, "full": 90}
 """Subsets that the oracle evaluates on test; the test splits are large."""
 
@@ -127,7 +121,11 @@ PAPERS = ("train.arguments.adam_beta2=0.98", "train.arguments.adam_epsilon=1e-6"
 ADAM = {"adam": PAPERS, "adam-double": PAPERS}
 """With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
-OF_SEARCH = ("judge-promise", "search-best", "search-full", "trials-8", "best-trials")
+OF_SEARCH = {
+    **dict.fromkeys(("judge-promise", "search-best", "search-full", "trials-8"), "bomf"),
+    "best-trials": "bilevel",  # whose trials are full trainings
+}
+"""Tries of the search, and the row of each."""
 
 # Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
 STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
@@ -173,9 +171,7 @@ def rows(attempt: str) -> tuple[str, ...]:
     """The rows of a try, or of the protocol's own settings, unless others are asked for."""
     if not attempt:
         return METHODS
-    if attempt == "best-trials":
-        return TRIED_TRIALS
-    return TRIED_SEARCH if attempt in OF_SEARCH else TRIED
+    return (OF_SEARCH[attempt],) if attempt in OF_SEARCH else TRIED
 
 
 def without_place(overrides: Sequence[str]) -> tuple[str, ...]:
