@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.protocols import pooled, records, settings, transfers
+from benchmarks.protocols.cost import cost
 from benchmarks.protocols.options import parser as options_of
 from benchmarks.protocols.page import page, rules
 from fusetune.errors import FusetuneError, RecipeError
@@ -41,8 +42,14 @@ def jobs(options: argparse.Namespace) -> list:  # type: ignore[type-arg]
     attempts = options.tries.split(",") if options.tries else [""]
     given = options.methods.split(",") if options.methods else None
     protocol, data, scale = options.protocol, options.data, options.scale
+    precision = options.precision
+
+    def job(task: str, seed: int, attempt: str) -> Job:
+        methods = given or settings.rows(attempt)
+        return Job.of(protocol, task, seed, methods, data, scale, attempt, precision)
+
     return [
-        Job.of(protocol, task, seed, given or settings.rows(attempt), data, scale, attempt)
+        job(task, seed, attempt)
         for attempt in attempts
         for seed in map(int, options.seeds.split(","))
         for task in options.tasks.split(",")
@@ -57,13 +64,13 @@ def plan(options: argparse.Namespace) -> None:
         if not missing:
             print(f"{job.task:5} {job.seed} {job.attempt:16} stored")
             continue
-        cost = settings.cost(job.recipe, job.task, job.protocol, missing)
+        need = cost(job.recipe, job.task, job.protocol, missing)
         space = MEMBER_BYTES * job.recipe.train.members
-        total, kept = total + cost.total, kept + space
+        total, kept = total + need.total, kept + space
         print(
-            f"{job.task:5} {job.seed} {job.attempt:16} {duration(cost.total):>12} of one core "
-            f"(training {duration(cost.training)}, validation {duration(cost.validation)}, "
-            f"test {duration(cost.test)}), {size(space)}: {', '.join(missing)}"
+            f"{job.task:5} {job.seed} {job.attempt:16} {duration(need.total):>12} of one core "
+            f"(training {duration(need.training)}, validation {duration(need.validation)}, "
+            f"test {duration(need.test)}), {size(space)}: {', '.join(missing)}"
         )
     print(f"In all about {duration(total)} of one core; members take {size(kept)}.")
 

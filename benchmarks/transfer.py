@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> None:
     display = Display(quiet=options.quiet)
     for seed in map(int, options.seeds.split(",")):
         for task in options.tasks.split(","):
-            recipe, overrides = settings.recipe(task, options.protocol, options.data)
+            recipe, overrides = settings.recipe(
+                task, options.protocol, options.data, precision=options.precision
+            )
             out = options.runs / options.protocol / FOLDER / f"{task}-{seed}"
             found = transfer(
                 derive(recipe, {"seed": seed}), out, trials=options.trials, display=display

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.protocols.pooled import POINTS
 from benchmarks.protocols.published import TITLES
+from benchmarks.protocols.settings import precision_of, precision_option
 from benchmarks.protocols.transfers import PAIRS, agreements, summary
 
 DASH = "–"
@@ -55,11 +56,12 @@ def _made(found: Sequence[Mapping[str, Any]]) -> set[str]:
     """The commands that made the comparisons; those that differ in task alone are one."""
     alike = defaultdict(set)
     for one in found:
-        alike[one["protocol"], one["seed"], len(one["trials"])].add(one["task"])
+        option = precision_option(precision_of(one["settings"]))
+        alike[one["protocol"], one["seed"], len(one["trials"]), option].add(one["task"])
     return {
         f"python -m benchmarks.transfer --protocol {protocol} "
-        f"--tasks {','.join(sorted(tasks))} --seeds {seed} --trials {trials}"
-        for (protocol, seed, trials), tasks in alike.items()
+        f"--tasks {','.join(sorted(tasks))} --seeds {seed} --trials {trials}{option}"
+        for (protocol, seed, trials, option), tasks in alike.items()
     }
 
 

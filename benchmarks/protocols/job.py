@@ -29,6 +29,7 @@ class Job:
         recipe: With the protocol's settings.
         overrides: Those, as text.
         data: The folder of the data sets.
+        precision: That all is trained and evaluated in, at the quick scale.
     """
 
     protocol: str
@@ -40,6 +41,7 @@ class Job:
     recipe: Recipe
     overrides: tuple[str, ...]
     data: Path
+    precision: str = settings.PRECISIONS[0]
 
     @classmethod
     def of(
@@ -51,17 +53,34 @@ class Job:
         data: Path,
         scale: str,
         attempt: str = "",
+        precision: str = settings.PRECISIONS[0],
     ) -> Job:
         """With the settings of the protocol.
 
         Raises:
             RecipeError: If a name is not known.
         """
-        recipe, overrides = settings.recipe(task, protocol, data, scale=scale, attempt=attempt)
+        recipe, overrides = settings.recipe(
+            task, protocol, data, scale=scale, attempt=attempt, precision=precision
+        )
         base = [] if attempt in settings.OF_SEARCH else [BASE]
         rows = wanted_rows(recipe, [*base, *methods], lambda _: None)
         kept = settings.without_place(overrides)
-        return cls(protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data)
+        return cls(
+            protocol, task, seed, attempt, scale, tuple(rows), recipe, kept, data, precision
+        )
+
+    def recipe_of(self, attempt: str) -> Recipe:
+        """What a try of the same task has, or the protocol's own settings for ""."""
+        made, _ = settings.recipe(
+            self.task,
+            self.protocol,
+            self.data,
+            scale=self.scale,
+            attempt=attempt,
+            precision=self.precision,
+        )
+        return made
 
     def out(self, runs: Path) -> Path:
         """The folder of the comparison."""
@@ -82,9 +101,10 @@ class Job:
         """The command that makes it."""
         attempt = f" --tries {self.attempt}" if self.attempt else ""
         scale = "" if self.scale == "quick" else f" --scale {self.scale}"
+        precision = settings.precision_option(self.precision)
         return (
             f"python -m benchmarks.quality --protocol {self.protocol} --tasks {self.task} "
-            f"--seeds {self.seed} --methods {','.join(self.methods)}{attempt}{scale}"
+            f"--seeds {self.seed} --methods {','.join(self.methods)}{attempt}{scale}{precision}"
         )
 
     def missing(self, results: Path) -> list[str]:

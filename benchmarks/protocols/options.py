@@ -27,6 +27,12 @@ def parser(description: str | None, seeds: Sequence[int]) -> argparse.ArgumentPa
     made.add_argument("--data", type=Path, default=Path("../shared/data"))
     made.add_argument("--runs", type=Path, default=Path("runs/quality"))
     made.add_argument("--results", type=Path, default=records.FOLDER)
+    made.add_argument(
+        "--precision",
+        choices=settings.PRECISIONS,
+        default=settings.PRECISIONS[0],
+        help="float32 where the processor has no instructions for bfloat16",
+    )
     made.add_argument("--quiet", action="store_true")
     made.add_argument("--json", action="store_true")
     return made

@@ -14,6 +14,7 @@ from benchmarks.protocols.appendix import Table, commands, landscapes, markdown,
 from benchmarks.protocols.pooled import BASE
 from benchmarks.protocols.published import OUTER, TITLES
 from benchmarks.protocols.records import Record
+from benchmarks.protocols.settings import precision_of
 from benchmarks.protocols.tables import Methods, interval
 
 _PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
@@ -51,6 +52,7 @@ def page(
         name = pooled.subject_of(own, subject)
         bo = ("bo", "mobo")
         parts += [
+            _precision(kept),
             _headline(kept, protocol, subject),
             _without_fusion(own, subject),
             _section("Table 1: comparison", tables.comparison(own, name), own),
@@ -77,10 +79,10 @@ _HEAD = """# Results
 
 This page is written by `python -m benchmarks.quality --page` from the records in
 `benchmarks/results/`, one for each task, seed and method. Ours: MiniLM (6 layers, 22.7 M
-parameters, trained and evaluated in bfloat16). Published: RoBERTa-base, four seeds (workshop
-version of the paper). Figures are test values in points, means ± standard deviations over the
-seeds; validation chooses, test only reports. Absolute figures of the two models cannot be
-compared; gains over `finetune`, and shares of the distance from `finetune` to `oracle`, can.
+parameters). Published: RoBERTa-base, four seeds (workshop version of the paper). Figures are
+test values in points, means ± standard deviations over the seeds; validation chooses, test only
+reports. Absolute figures of the two models cannot be compared; gains over `finetune`, and
+shares of the distance from `finetune` to `oracle`, can.
 
 A gain's interval (95 %) and p-value come from the paired bootstrap over test rows: seeds of
 a task with the same test rows are resampled together, all else independently, and the gains
@@ -96,6 +98,13 @@ as the papers do, `bomf.default` what the default rule of choice does. `bomf.fin
 best checkpoint of the same trainings, so the difference is what fusing gains; the rest of it is
 the learning rate's. Rows without a search or a grid train with the protocol's own λ.
 """
+
+
+def _precision(records: Sequence[Record]) -> str:
+    stated = {precision_of(r.settings) for r in records} - {""}
+    if not stated:
+        return ""
+    return f"Trained and evaluated in {' and '.join(sorted(stated))}.\n"
 
 
 def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:

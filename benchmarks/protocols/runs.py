@@ -71,7 +71,7 @@ def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
     """What tries need not train: of the fusion alone, or of which members are kept."""
     if not job.attempt:
         return {}
-    recipe, _ = settings.recipe(job.task, job.protocol, job.data, scale=job.scale)
+    recipe = job.recipe_of("")
     if job.attempt in dense.TRIES:
         folder = replace(job, attempt=dense.SOURCE).seed_folder(runs)
         return dense.trained(recipe, job.attempt, job.recipe, job.seed, folder, display)

@@ -60,9 +60,6 @@ def with_other_rates(job: Job, runs: Path) -> dict[RunFolder, Recipe]:
     found = {}
     for attempt in ("", *settings.RATES):
         other = replace(job, attempt=attempt)
-        recipe, _ = settings.recipe(
-            job.task, job.protocol, job.data, scale=job.scale, attempt=attempt
-        )
-        (made,) = make_plan(recipe, [BASE], job.seed).runs.values()
+        (made,) = make_plan(job.recipe_of(attempt), [BASE], job.seed).runs.values()
         found[RunFolder(other.seed_folder(runs) / FIXED)] = made
     return found

@@ -1,4 +1,4 @@
-"""Which tasks, splits and settings a named protocol has, and what a run of it costs.
+"""Which tasks, splits and settings a named protocol has.
 
 Protocol a: the papers' splits (dev halved; SST-2: 1,000 training rows held out, dev as test).
 Protocol b, less noisy: MRPC, STS-B and SST-2 with the whole dev split as validation and the
@@ -19,6 +19,7 @@ from fusetune.recipe_file import find, load
 PROTOCOLS = ("a", "b")
 SCALES = ("quick", "full")
 SEEDS = (41, 42, 43, 44)
+PRECISIONS = ("bfloat16", "float32")
 
 METHODS = (
     "finetune",
@@ -127,13 +128,17 @@ OF_SEARCH = {
 }
 """Tries of the search, and the row of each."""
 
-# Seconds of one processor core, MiniLM in float32: a step of 16 rows, and evaluating a row.
-STEP, STEP_TOKEN, ROW_TOKEN = 0.15, 0.85 / 1024, 1.0 / 5300
-LIGHT = 0.6  # a light trial, as a share of a full one
+LIGHT = 0.6  # seconds of a light trial, as a share of a full one's
 
 
 def recipe(
-    task: str, protocol: str, data: Path, *, scale: str = "quick", attempt: str = ""
+    task: str,
+    protocol: str,
+    data: Path,
+    *,
+    scale: str = "quick",
+    attempt: str = "",
+    precision: str = PRECISIONS[0],
 ) -> tuple[Recipe, list[str]]:
     """The ready MiniLM recipe with a protocol's settings, and those as overrides.
 
@@ -143,6 +148,8 @@ def recipe(
         data: The folder with one folder per task.
         scale: "quick", for two processor cores, or "full", the recipe's own.
         attempt: A key of `TRIES`, or none.
+        precision: Of the quick scale, one of `PRECISIONS`. Named, not left to the machine: the
+            rows of a task are compared, wherever each was made.
 
     Raises:
         RecipeError: If a name is not known, or the try does not suit the task.
@@ -160,7 +167,7 @@ def recipe(
             f"task.split={{hold_out: {held_out}}}" if held_out else "task.split=none"
         )
     if scale == "quick":
-        changes += _quick(TASKS[task])
+        changes += _quick(TASKS[task], precision)
     source = find(f"{task}-minilm")
     if attempt:
         changes += _attempt(attempt, load(source, changes))
@@ -179,11 +186,22 @@ def without_place(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text in overrides if not text.startswith("task.data="))
 
 
-def _quick(setting: Setting) -> list[str]:
+def precision_of(overrides: Sequence[str]) -> str:
+    """What a recipe's overrides name as its precision; "" where it is the machine's."""
+    key = "model.precision="
+    return next((text.removeprefix(key) for text in overrides if text.startswith(key)), "")
+
+
+def precision_option(name: str) -> str:
+    """The option that asks for a precision; "" for the usual one."""
+    return "" if name == PRECISIONS[0] else f" --precision {name}"
+
+
+def _quick(setting: Setting, precision: str) -> list[str]:
     rates = [setting.rate * factor for factor in (0.5, 1.0, 2.0)]
     return [
         f"model.max_length={setting.max_length}",
-        "model.precision=bfloat16",
+        f"model.precision={precision}",
         "train.arguments.per_device_train_batch_size=16",
         f"train.epochs={setting.epochs:g}",
         f"train.arguments.learning_rate={setting.rate:g}",
@@ -220,66 +238,3 @@ def _attempt(name: str, base: Recipe) -> Sequence[str]:
         metrics = ", ".join([*base.task.metrics, name.replace("-", "_")])
         return [f"task.metrics=[{metrics}]"]
     return TRIES[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Seconds of one processor core that a task and seed need."""
-
-    training: float
-    validation: float
-    test: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.training + self.validation + self.test
-
-
-def cost(recipe: Recipe, task: str, protocol: str, methods: Sequence[str]) -> Cost:
-    """An estimate; what other work on the machine adds is not in it."""
-    setting = TASKS[task]
-    train, dev, test = setting.rows
-    validation, tested = (dev // 2, dev // 2) if protocol == "a" else (dev, test)
-    if protocol == "a" and task == "sst2":
-        validation, tested = 1000, dev
-    if protocol == "b" and setting.held_out:
-        validation, tested = setting.held_out, dev
-    batch = int(recipe.train.arguments["per_device_train_batch_size"])
-    epoch = train / batch * (STEP + STEP_TOKEN * batch * setting.tokens)
-    training = epoch * recipe.train.epochs * recipe.train.trajectories.count
-    trial_epochs = recipe.search.epochs or recipe.train.epochs
-    light = LIGHT * epoch * trial_epochs * recipe.search.trials
-    k, budget = recipe.train.members, recipe.fuse.evaluations
-    grid = training * (len(recipe.compare.learning_rates) - 1)
-    trained = {
-        "grid": grid,
-        "hpbo": training * (recipe.search.trials + 1),
-        "bilevel": training * (recipe.search.trials + 1),
-        "bomf": light + training,
-        "swa_cyclic": training,
-    }
-    evaluated = {
-        "bo": budget - k,
-        "mobo": budget - k,
-        "learned": budget,
-        "ema": 10,
-        "greedy": k,
-    }
-    names = [name.partition(":")[0] for name in methods]
-    searches = [n for n in names if n in ("bilevel", "bomf")]
-    fixed = [n for n in names if n not in trained]
-    seen = (
-        sum(evaluated.get(n, 1) for n in fixed) + (k if fixed else 0) + budget * len(searches)
-    )
-    read = len(names) + (_reference(recipe) if "oracle" in names else 0)
-    second = ROW_TOKEN * setting.tokens
-    return Cost(
-        (training if fixed else 0.0) + sum(trained.get(n, 0.0) for n in names),
-        seen * validation * second,
-        read * tested * second,
-    )
-
-
-def _reference(recipe: Recipe) -> int:
-    return recipe.fuse.oracle_evaluations or recipe.fuse.evaluations

@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.protocols import page, pooled, records, settings, transfers
+from benchmarks.protocols.cost import cost
+from benchmarks.protocols.job import Job
 from benchmarks.protocols.records import Record
 from fusetune.errors import RecipeError, RunError
 from fusetune.pipeline.context import Context
@@ -194,6 +196,26 @@ def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
     assert quality.PAGE.read_text(encoding="utf-8") == found
 
 
+def test_a_precision_is_named_in_settings_command_and_page(tmp_path: Path) -> None:
+    """Rows of a task are compared wherever each was made, so the machine does not choose."""
+
+    def job(*precision: str) -> Job:
+        return Job.of("a", "mrpc", 41, ["swa"], tmp_path, "quick", "", *precision)
+
+    assert settings.precision_of(job().overrides) == "bfloat16"
+    assert "--precision" not in job().command
+    found = job("float32")
+    assert found.command == f"{job().command} --precision float32"
+    assert found.recipe.model.precision == found.recipe_of("linear").model.precision
+    assert found.recipe.model.precision == "float32"
+    record("finetune", 0.0, protocol="a", settings=found.overrides).write(tmp_path)
+    with pytest.raises(RunError, match=r"made with other settings: .*float32"):
+        job().missing(tmp_path)
+    assert found.missing(tmp_path) == ["swa"]
+    text = page.page(records.read_all(tmp_path))
+    assert "the papers' splits\n\nTrained and evaluated in float32.\n" in text
+
+
 def test_settings_of_the_protocols() -> None:
     def split(task: str, protocol: str, **options: str) -> Any:
         return settings.recipe(task, protocol, Path("data"), **options)[0].task.split
@@ -206,7 +228,7 @@ def test_settings_of_the_protocols() -> None:
     assert split("sst2", "a").hold_out == 1000
     for task, scale in itertools.product(settings.TASKS, settings.SCALES):
         recipe, _ = settings.recipe(task, "b", Path("data"), scale=scale)
-        found = settings.cost(recipe, task, "b", settings.METHODS)
+        found = cost(recipe, task, "b", settings.METHODS)
         assert 300 < found.total < (3600 if scale == "quick" else 86_400)
     brier, _ = settings.recipe("mrpc", "b", Path("data"), attempt="brier")
     assert brier.task.metrics == ["f1", "accuracy", "brier"]

@@ -27,7 +27,8 @@ def test_correlations_are_pooled_and_shown(
     content = {"protocol": "b", "task": "mrpc", "seed": 41, "metric": "f1", "epochs": 1.0}
     (tmp_path / "transfer").mkdir()
     file = tmp_path / "transfer" / "b-mrpc-41.json"
-    file.write_text(json.dumps({**content, "trials": trials}))
+    settings = ["model.precision=float32"]
+    file.write_text(json.dumps({**content, "settings": settings, "trials": trials}))
     transfer.main(["--json", "--results", str(tmp_path)])
     assert json.loads(capsys.readouterr().out) == {
         "comparisons": 1,
@@ -39,5 +40,5 @@ def test_correlations_are_pooled_and_shown(
     assert "| MRPC | 41 | 3 | 1 | +1.00 | -1.00 | +1.00 | 2.00 |" in text
     assert "| mean |  |  |  | +1.00 | -1.00 | +1.00 | 2.00 |" in text
     command = "benchmarks.transfer --protocol b --tasks mrpc --seeds 41 --trials 3"
-    assert f"\npython -m {command}\n" in text
+    assert f"\npython -m {command} --precision float32\n" in text
     assert "Nothing is stored; `python -m benchmarks.transfer" in page.page([])
