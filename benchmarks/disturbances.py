@@ -72,7 +72,7 @@ class Driver:
     """Kills the driver (SIGKILL, the whole process group) and starts it again."""
 
     key = "kills"
-    stages = STAGES
+    stages: Sequence[str] = STAGES
 
     def overrides(self, folder: Path) -> tuple[str, ...]:
         """None."""
@@ -104,7 +104,7 @@ class Workers:
     """
 
     key = "kills"
-    stages = ("search", "fuse")
+    stages: Sequence[str] = ("search", "fuse")
 
     def __init__(self, rng: random.Random, count: int = 2) -> None:
         self._rng = rng
@@ -156,7 +156,7 @@ class Restarts:
     """
 
     key = "restarts"
-    stages = STAGES[1:]  # what the check opens has to answer at once
+    stages: Sequence[str] = STAGES[1:]  # what the check opens has to answer at once
 
     def __init__(self, rng: random.Random, server: postgresql.Server) -> None:
         self._rng = rng

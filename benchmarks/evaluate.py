@@ -23,7 +23,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +70,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int = 9) -> f
 
 
 def side_by_side(
-    ways: dict[str, Callable[[], object]], device: torch.device, repeats: int
+    ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, tuple[float, float]]:
     """Median wall and processor seconds of some ways that take turns."""
     took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}

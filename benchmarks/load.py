@@ -119,7 +119,7 @@ def build(location: str, trials: list[FrozenTrial]) -> float:
 
 def insert(storage: RDBStorage, study: int, trials: list[FrozenTrial]) -> None:
     """The rows of many trials at once; one after the other they take minutes to hours."""
-    rows: dict[type, list[dict[str, Any]]] = {}
+    rows: dict[Any, list[dict[str, Any]]] = {}  # by the class of their table
     with storage.scoped_session() as session, session.begin():
         last = session.query(func.max(models.TrialModel.trial_id)).scalar() or 0
         for number, trial in enumerate(trials):
@@ -137,10 +137,11 @@ def insert(storage: RDBStorage, study: int, trials: list[FrozenTrial]) -> None:
                     {**key, "param_name": name, "param_value": number_of,
                      "distribution_json": distribution_to_json(kind)}
                 )  # fmt: skip
-            for model, attributes in (
+            kinds: tuple[tuple[Any, dict[str, Any]], ...] = (
                 (models.TrialUserAttributeModel, trial.user_attrs),
                 (models.TrialSystemAttributeModel, trial.system_attrs),
-            ):
+            )
+            for model, attributes in kinds:
                 rows.setdefault(model, []).extend(
                     {**key, "key": name, "value_json": json.dumps(content)}
                     for name, content in attributes.items()

@@ -22,6 +22,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.protocols import pooled, records, settings, transfers
 from benchmarks.protocols.cost import cost
@@ -31,11 +32,14 @@ from fusetune.errors import FusetuneError, RecipeError
 from fusetune.members.disk import write_text
 from fusetune.report.wording import duration, size
 
+if TYPE_CHECKING:
+    from benchmarks.protocols.job import Job
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 MEMBER_BYTES = 22.7e6 * 4
 
 
-def jobs(options: argparse.Namespace) -> list:  # type: ignore[type-arg]
+def jobs(options: argparse.Namespace) -> list[Job]:
     """Every try of every task and seed; the protocol's own settings first."""
     from benchmarks.protocols.job import Job
 

@@ -122,7 +122,8 @@ def scaling(
     from fusetune.executors.ray import RayExecutor
     from fusetune.executors.ray import create as ray_executor
 
-    landscape, found = Mixtures.random(MEMBERS, 500, seed), {}
+    landscape = Mixtures.random(MEMBERS, 500, seed)
+    found: dict[str, float] = {}
     for n in workers:
         options = {"workers": n, "cpus_per_worker": cpus, "ahead": ahead if n > 1 else 0}
         executor = ray_executor(gpus_per_worker=0, **options)

@@ -41,7 +41,7 @@ def candidates(
         return recorded.random_candidates(k, n, number)
     file = None if cache is None else cache / f"{name}-{k}-{n}-{number}.npy"
     if file is not None and file.exists():
-        return np.load(file)
+        return np.asarray(np.load(file))
     found = recorded.searched_candidates(part, n, number)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

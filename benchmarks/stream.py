@@ -46,7 +46,7 @@ def make(folder: Path, k: int, member_bytes: int) -> None:
         member.mkdir(parents=True)
         names = [f"layer.{j:04d}.weight" for j in range(count)]
         shards = [names[j : j + SHARD] for j in range(0, count, SHARD)]
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             # Rolled by another amount each: no two members, and no two tensors, are equal.

@@ -79,7 +79,7 @@ def by_outputs(f: Mixtures, points: Array, values: Array) -> Callable[[int], obj
     logits = np.stack([np.zeros_like(f.margins), f.margins], axis=2).astype(np.float32)
     task = SequenceClassification("mixtures", "unused", text=["t"], label="l", metrics=["f1"])
     ensemble = Ensemble(logits, f.labels, task)
-    bent = np.random.default_rng(2).normal(scale=0.3, size=logits.shape).astype(np.float32)
+    bent = np.random.default_rng(2).normal(0.0, 0.3, (*logits.shape,)).astype(np.float32)
 
     def learn(w: Array) -> Interpolation:
         outcomes = np.tensordot(w, logits, 1) + np.tensordot(w * (1.0 - w), bent, 1)

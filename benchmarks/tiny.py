@@ -48,12 +48,15 @@ def make_model(folder: Path) -> Path:
         tokenizer_object=tokenizer, sep_token="[SEP]", model_max_length=32, **names
     ).save_pretrained(folder)
     torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(
-        BertConfig(
-            vocab_size=len(words), intermediate_size=32, max_position_embeddings=32, **sizes
-        )
-    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
     return folder
 
 

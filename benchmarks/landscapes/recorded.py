@@ -38,7 +38,7 @@ class Part:
     @property
     def regression(self) -> bool:
         """Whether labels are numbers."""
-        return self.logits.shape[2] == 1
+        return bool(self.logits.shape[2] == 1)
 
     def mixed(self, W: Array) -> NDArray[np.float32]:
         """Logits of n mixtures, `len(W) x n x c`."""
@@ -51,7 +51,7 @@ class Part:
             return np.asarray((z[..., 0] - self.labels) ** 2)
         top = z.max(axis=2, keepdims=True)
         total = np.log(np.exp(z - top).sum(axis=2)) + top[..., 0]
-        return total - z[:, np.arange(len(self.labels)), self.labels]
+        return np.asarray(total - z[:, np.arange(len(self.labels)), self.labels])
 
     # What `Ensemble` needs of a task.
 
@@ -131,12 +131,13 @@ def searched_candidates(part: Part, n: int, number: int) -> Array:
     shares = np.exp(part.logits) if part.regression else soft.probabilities(part.logits)
     shares = shares.astype(np.float32)
     lowest = Ensemble(part.logits, part.labels, _Task(part)).minimiser()  # type: ignore[arg-type]
+    known = np.empty((0, k)) if lowest is None else lowest[None]
 
     def predict(W: Array) -> dict[str, Array]:
         mixed = np.tensordot(np.asarray(W, dtype=np.float32), shares, 1)
         return part.score_many(np.log(np.maximum(mixed, 1e-12)), part.labels)
 
-    prior = Prior(predict, lowest[None])
+    prior = Prior(predict, known)
     sampler = FusionSampler(
         k, part.objectives, seed=41 + number, prior=lambda _: prior, budget=n
     )

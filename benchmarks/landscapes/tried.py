@@ -17,12 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from benchmarks.landscapes.recorded import Array, Part
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization import pareto, selection
 from fusetune.tasks import soft
+
+Logits = NDArray[np.float32]
 
 SAMPLES = 200
 LENGTHS = (0.2, 0.35, 0.6, 1.0, 1.7, 3.0)
@@ -62,22 +65,22 @@ class Seen:
         reference, _ = pareto.reference_point(np.column_stack([self.loss, self.metric]))
         self.drawn = np.maximum(self.loss, reference[0])  # a diverged member silences nothing
 
-    def value(self, predictions: Array) -> Array:
+    def value(self, predictions: Logits) -> Array:
         return self.part.metric.batched(predictions, self.part.labels)
 
-    def resampled(self, predictions: Array, counts: Array) -> Array:
+    def resampled(self, predictions: Logits, counts: Array) -> Array:
         """The metric on samples, `B x n`."""
         form = self.part.metric.resampled
         return np.stack([form(p, self.part.labels, counts) for p in predictions], axis=1)
 
     def best(self, score: Array) -> Array:
-        return self.W[int(np.lexsort((-self.loss, -score))[0])]
+        return np.asarray(self.W[int(np.lexsort((-self.loss, -score))[0])])
 
     def top(self, score: Array, m: int) -> Array:
-        return self.W[np.argsort(-score, kind="stable")[:m]].mean(axis=0)
+        return np.asarray(self.W[np.argsort(-score, kind="stable")[:m]].mean(axis=0))
 
 
-def _soft(part: Part, predictions: Array) -> Array:
+def _soft(part: Part, predictions: Logits) -> Array:
     if part.regression:
         return part.metric.batched(predictions, part.labels)
     found = soft.confusion(soft.probabilities(predictions), part.labels)
@@ -88,7 +91,7 @@ def _soft(part: Part, predictions: Array) -> Array:
 def z(score: Array) -> Array:
     """Standardised."""
     deviation = score.std()
-    return (score - score.mean()) / (deviation if deviation > 0.0 else 1.0)
+    return np.asarray((score - score.mean()) / (deviation if deviation > 0.0 else 1.0))
 
 
 def within(most: float, errors: float) -> str:
@@ -212,7 +215,7 @@ def known_noise(
 
     def matern(A: Array, B: Array, length: float) -> Array:
         a = np.sqrt(5.0 * ((A[:, None] - B[None]) ** 2).sum(axis=2)) / length
-        return np.exp(-a) * (1.0 + a + a * a / 3.0)
+        return np.asarray(np.exp(-a) * (1.0 + a + a * a / 3.0))
 
     best: tuple[float, Array, Array] | None = None
     jitter = 1e-8 * np.trace(noise) / n + 1e-12

@@ -220,7 +220,7 @@ def _defaults(
 
 def _unfused(folder: Path, plan: Plan, primary: Objective) -> dict[str, Any]:
     """The best checkpoint of each searched training, `bomf.finetune`: what λ alone gains."""
-    rows = {
+    rows: dict[str, tuple[tuple[str, str], ...]] = {
         f"{row}.{BASE}": ((place[0], BASE),)
         for row, (place, *others) in plan.rows.items()
         if place[0] != FIXED and place[1] != BASE and not others
