@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import (
 
 from fusetune.errors import ModelError, RecipeError
 from fusetune.models import packaged
-from fusetune.models.device import choose_device, choose_precision
+from fusetune.models.device import choose_device, choose_precision, emulated
 from fusetune.models.load import resolve
 
 
@@ -99,3 +100,18 @@ def test_an_unknown_device() -> None:
 def test_precision_as_asked() -> None:
     assert choose_precision("float32", torch.device("cpu")) == "float32"
     assert choose_precision("auto", torch.device("cpu")) in ("float32", "bfloat16")
+
+
+def test_a_processor_without_kernels_for_a_precision_emulates_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    for supported in (True, False):
+        found = SimpleNamespace(_is_mkldnn_bf16_supported=lambda found=supported: found)
+        found._is_mkldnn_fp16_supported = found._is_mkldnn_bf16_supported
+        monkeypatch.setattr(torch.ops, "mkldnn", found)
+        assert emulated("bfloat16", cpu) is emulated("float16", cpu) is (not supported)
+        assert not emulated("float32", cpu)
+        assert not emulated("bfloat16", torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert emulated("bfloat16", cpu)

@@ -47,6 +47,22 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "float32"
 
 
+def emulated(precision: str, device: torch.device) -> bool:
+    """Whether a CPU has no kernels for a precision: products are then ten times slower or more.
+
+    oneDNN has them where the processor has instructions for the precision, or for wide vectors.
+    """
+    if device.type != "cpu" or precision == "float32":
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return True
+    has = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return not has[precision]()
+
+
 def require_trainable(model: nn.Module) -> None:
     """Check that a model which `device_map` has laid out can be trained.
 

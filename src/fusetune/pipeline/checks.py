@@ -52,7 +52,8 @@ def check(context: Context) -> None:
         for split in context.task.splits:
             _ = context.train_data if split == "train" else context.encode(split)
     code = notes.of_code(recipe.model.trust_remote_code, recipe.task.metrics)
-    for note in (*code, *context.task.notes):
+    slow = notes.of_precision(context.precision, context.device)
+    for note in (*code, *slow, *context.task.notes):
         context.display.warn(note)
     size, kept = _check_model(context, members)
     if trains:

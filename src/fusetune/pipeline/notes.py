@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.evaluation.contributions import contributions, hint
@@ -14,6 +15,7 @@ from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
+from fusetune.models.device import emulated
 from fusetune.pipeline.best_trial import RATE
 from fusetune.pipeline.halving import Attempt
 from fusetune.tasks.task import Remarking, SplitName, Task
@@ -68,6 +70,16 @@ def of_code(trust_remote_code: bool, metrics: Iterable[str]) -> list[str]:
     if own:
         found.append(f"The recipe's own metrics are imported and called: {', '.join(own)}.")
     return found
+
+
+def of_precision(precision: str, device: torch.device) -> list[str]:
+    """Whether the recipe asks for what this processor can only emulate."""
+    if not emulated(precision, device):
+        return []
+    return [
+        f"model.precision: this processor only emulates {precision}; training and evaluation "
+        "take about ten times as long as in float32. Take model.precision=auto."
+    ]
 
 
 def of_method(result: FusionResult) -> list[str]:
