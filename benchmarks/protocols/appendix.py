@@ -47,7 +47,8 @@ def transfers(found: Sequence[Mapping[str, Any]]) -> str:
         f"{head}Spearman's ρ of two orders of the same λ (Sobol points of the search space) by "
         "validation: of light trials and full ones of the same epochs, of light trials and "
         "the models fused from the full ones, of best members and fused models. Lost is by how "
-        "much the λ that light trials put first has a worse fused model than the best λ.\n\n"
+        "much the λ that light trials put first has a worse fused model than the best λ. There "
+        "is no ρ where all λ have the same value.\n\n"
         f"{markdown(rows)}{commands(_made(found))}"
     )
 
