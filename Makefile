@@ -18,7 +18,7 @@ demo: setup
 	HF_HUB_OFFLINE=1 $(BIN)/fusetune demo --out runs/demo
 
 test: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .
