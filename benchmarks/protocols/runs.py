@@ -48,13 +48,14 @@ def run(
     if job.missing(results):
         if job.attempt:
             _own_base(job, runs, results)  # raises before anything is trained
-        plan = make_plan(job.recipe, job.methods, job.seed)
+        methods = to_make(job, runs, results)
+        plan = make_plan(job.recipe, methods, job.seed)
         _refuse_deleted(folder, plan)
         compare(
             job.recipe,
             job.out(runs),
             [job.seed],
-            methods=job.methods,
+            methods=methods,
             trained=_trained(job, runs, display),
             display=display,
         )
@@ -65,6 +66,22 @@ def run(
     if delete_members and folder.is_dir():
         _delete_members(folder)
     return written
+
+
+def to_make(job: Job, runs: Path, results: Path) -> list[str]:
+    """The rows to make: those without a record, unless one of them needs the fixed λ's run.
+
+    Then all are made, also `finetune`: rows of one run must share its members, and another
+    processor trains others.
+    """
+    missing = job.missing(results)
+    if FIXED in make_plan(job.recipe, missing, job.seed).runs:
+        return list(job.methods)
+    try:
+        _own_base(job, runs, results)
+    except RunError:  # nothing is left that they could be compared with
+        return list(job.methods)
+    return missing
 
 
 def _trained(job: Job, runs: Path, display: Display) -> dict[RunFolder, Recipe]:
@@ -107,7 +124,8 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
             _keep_landscapes(job, plan, kept, results)
         entries |= _defaults(job, folder, entries, task.objectives[1])
         entries |= _unfused(folder, plan, task.objectives[1])
-        base = _own_base(job, runs, results) if job.attempt else outcomes.get(FIXED, BASE)
+        own = not job.attempt and FIXED in plan.runs
+        base = outcomes.get(FIXED, BASE) if own else _own_base(job, runs, results)
         compared = _Compared(job, task, base, outcomes)
         return [compared.record(row, entry).write(results) for row, entry in entries.items()]
     finally:
@@ -115,7 +133,7 @@ def _store(job: Job, runs: Path, results: Path, plan: Plan) -> list[Path]:
 
 
 def _own_base(job: Job, runs: Path, results: Path) -> Outputs:
-    """What the `finetune` of the protocol's own settings said, which a try is compared with.
+    """What the `finetune` of the protocol's own settings said, for rows that another run made.
 
     Where its run is gone it is read from what is kept of the members, rounded to 16 bits.
 

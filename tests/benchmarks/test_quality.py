@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from benchmarks import quality
 from benchmarks.protocols import page, pooled, records, settings, transfers
 from benchmarks.protocols.cost import cost
-from benchmarks.protocols.job import Job
+from benchmarks.protocols.job import LANDSCAPES, Job
 from benchmarks.protocols.records import Record
+from benchmarks.protocols.runs import to_make
 from fusetune.errors import RecipeError, RunError
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
@@ -214,6 +216,26 @@ def test_a_precision_is_named_in_settings_command_and_page(tmp_path: Path) -> No
     assert found.missing(tmp_path) == ["swa"]
     text = page.page(records.read_all(tmp_path))
     assert "the papers' splits\n\nTrained and evaluated in float32.\n" in text
+
+
+def test_a_row_with_a_training_of_its_own_needs_no_finetune_again(tmp_path: Path) -> None:
+    def rows(*methods: str) -> list[str]:
+        return to_make(
+            Job.of("b", "rte", 41, methods, tmp_path, "quick"), tmp_path / "runs", tmp_path
+        )
+
+    (finetune,) = [
+        r
+        for r in records.read_all(records.FOLDER)
+        if (r.protocol, r.attempt, r.task, r.seed, r.method) == ("b", "", "rte", 41, "finetune")
+    ]
+    finetune.write(tmp_path)
+    assert rows("hpbo") == ["finetune", "hpbo"]  # what it said of each row is not kept
+    members = tmp_path / LANDSCAPES / "b-rte-41-fixed.npz"
+    members.parent.mkdir()
+    shutil.copy(records.FOLDER / LANDSCAPES / members.name, members)
+    assert rows("hpbo") == ["hpbo"]
+    assert rows("hpbo", "swa") == ["finetune", "hpbo", "swa"]  # swa has its members
 
 
 def test_settings_of_the_protocols() -> None:
