@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def test_help_names_every_command() -> None:
         "recipe",
     ]:
         assert command in output
+
+
+def test_version() -> None:
+    assert fusetune("--version") == (0, f"fusetune {version('fusetune')}\n")
 
 
 def test_help_imports_nothing_heavy() -> None:

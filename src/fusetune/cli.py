@@ -25,6 +25,7 @@ from fusetune.cli_options import (
     Storage,
     Study,
     Verbose,
+    Version,
     placed,
     recipe_and_folder,
     run_name,
@@ -37,7 +38,6 @@ from fusetune.redaction import shown
 
 app = typer.Typer(
     name="fusetune",
-    help="Turn the checkpoints of one fine-tuning run into one better model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,6 +47,11 @@ recipes = typer.Typer(
 )
 app.add_typer(recipes, name="recipe")
 app.add_typer(storage, name="storage")
+
+
+@app.callback()
+def _whole(version: Version = False) -> None:
+    """Turn the checkpoints of one fine-tuning run into one better model."""
 
 
 @app.command()

@@ -59,6 +59,22 @@ Study = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log as well.")]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from fusetune import __version__
+
+        typer.echo(f"fusetune {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_say_version, is_eager=True, help="Show the version and exit."
+    ),
+]
+
+
 def recipe_and_folder(
     source: str, overrides: Sequence[str] | None, out: Path | None
 ) -> tuple[Recipe, Path]:
