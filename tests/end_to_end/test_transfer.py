@@ -16,7 +16,7 @@ from fusetune.pipeline.transfer import transfer
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import parse
 
-search_module = importlib.import_module("fusetune.pipeline.search")
+trial_module = importlib.import_module("fusetune.pipeline.trial")
 SHORT = ("train.members=3", "search.fused_evaluations=4", "search.epochs=0.5")
 
 
@@ -29,7 +29,7 @@ def recipe(tiny_recipe: str) -> Recipe:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many models are trained; setting item 1 to n interrupts the n-th training."""
     count = [0, -1]
-    train = search_module.train_trajectory
+    train = trial_module.train_trajectory
 
     def counted(*args: Any, **settings: Any) -> int:
         count[0] += 1
@@ -38,7 +38,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return steps
 
-    monkeypatch.setattr(search_module, "train_trajectory", counted)
+    monkeypatch.setattr(trial_module, "train_trajectory", counted)
     return count
 
 
@@ -100,7 +100,7 @@ def test_a_start_anew(recipe: Recipe, tmp_path: Path, trained: list[int]) -> Non
 def test_a_failed_training_is_told(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = search_module.train_trajectory
+    train = trial_module.train_trajectory
     count = 0
 
     def failing(*args: Any, **settings: Any) -> int:
@@ -110,7 +110,7 @@ def test_a_failed_training_is_told(
             raise RuntimeError("out of memory")
         return train(*args, **settings)
 
-    monkeypatch.setattr(search_module, "train_trajectory", failing)
+    monkeypatch.setattr(trial_module, "train_trajectory", failing)
     content = transfer(recipe, tmp_path, trials=2)
     first = content["trials"][0]
     assert first["light"] is None

@@ -13,13 +13,12 @@ from fusetune.errors import StageError
 from fusetune.members.disk import full_disk_is_an_error, write_json, write_text
 from fusetune.methods.search import is_study_of_weights
 from fusetune.pipeline.checks import check
-from fusetune.pipeline.context import Context
+from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.environment import environment
 from fusetune.pipeline.export import export_model
 from fusetune.pipeline.fuse import fuse
 from fusetune.pipeline.report import report
-from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.search import search
 from fusetune.pipeline.shared import SharedTrainings
 from fusetune.pipeline.train import train

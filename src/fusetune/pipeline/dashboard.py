@@ -13,7 +13,7 @@ from fusetune.errors import RunError
 from fusetune.methods.layers import NAME as LAYERS
 from fusetune.methods.search import is_study_of_weights, study_name
 from fusetune.optimization.storage import quiet
-from fusetune.pipeline.search import STUDY as SEARCH
+from fusetune.pipeline.context import SEARCH
 from fusetune.pipeline.studies import storage_of
 from fusetune.run import RunFolder
 

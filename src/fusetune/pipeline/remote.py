@@ -29,7 +29,7 @@ from fusetune.run import RunFolder
 from fusetune.tasks.task import SplitName
 
 if TYPE_CHECKING:
-    from fusetune.pipeline.search import _Evaluate
+    from fusetune.pipeline.trial import TrialEvaluation
 
 TOKEN = ".cluster"
 """File of the run folder by which workers know that they see the same one."""
@@ -98,7 +98,7 @@ class SearchWork:
     """
 
     place: Place
-    kind: type[_Evaluate]
+    kind: type[TrialEvaluation]
 
     def __call__(self) -> Work:
         """The work; called in the worker."""

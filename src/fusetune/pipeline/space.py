@@ -48,6 +48,11 @@ def _size(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def sobol_trials(recipe: Recipe) -> int:
+    """Trials before the model takes over; the same in every search of a comparison."""
+    return max(3, -(-recipe.search.trials // 4))
+
+
 def pruner(name: str) -> optuna.pruners.BasePruner:
     """The pruner of that name, as the recipe has it."""
     if name == "median":

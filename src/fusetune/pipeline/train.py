@@ -20,10 +20,9 @@ from fusetune.members.disk import write_json
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import existing
 from fusetune.pipeline.attempts import Attempts, judged_from
-from fusetune.pipeline.context import Context
+from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.kept import KeptTrials
-from fusetune.pipeline.search import STUDY as SEARCH
 from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
 from fusetune.pipeline.workbench import Workbench, open_pool

@@ -28,8 +28,8 @@ from fusetune.pipeline.checks import check
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar, Display, log_to
 from fusetune.pipeline.environment import package_version
-from fusetune.pipeline.search import _Evaluate, _parameters
 from fusetune.pipeline.space import distributions
+from fusetune.pipeline.trial import TrialEvaluation, parameters
 from fusetune.recipe import Recipe
 from fusetune.recipe_stages import FuseSection, SearchSection
 from fusetune.report.page import write
@@ -149,15 +149,17 @@ def _train(context: Context, trials: int) -> list[Trained]:
     for label, name in (("light", LIGHT), ("full", FULL)):
         with context.display.bar(label, trials) as bar:
             made = (
-                _Evaluate(context, primary, bar)
+                TrialEvaluation(context, primary, bar)
                 if name == LIGHT
-                else _EvaluateFused(_full(context), primary, bar)
+                else _FusedTrialEvaluation(_full(context), primary, bar)
             )
             _study(context, name, made, bar, trials)
     return _rows(context.trials(LIGHT)[:trials], context.trials(FULL)[:trials])
 
 
-def _study(context: Context, name: str, evaluate: _Evaluate, bar: Bar, trials: int) -> None:
+def _study(
+    context: Context, name: str, evaluate: TrialEvaluation, bar: Bar, trials: int
+) -> None:
     recipe = context.recipe
     primary = context.task.objectives[1]
     # As many starting points as trials: all of them Sobol points, the same in both studies.
@@ -173,7 +175,7 @@ def _study(context: Context, name: str, evaluate: _Evaluate, bar: Bar, trials: i
     loop.run(
         name,
         sampler,
-        lambda trial: _parameters(trial, sampler),
+        lambda trial: parameters(trial, sampler),
         evaluate,
         trials=trials,
         objectives=[primary],
@@ -181,7 +183,7 @@ def _study(context: Context, name: str, evaluate: _Evaluate, bar: Bar, trials: i
     bar.update(trials)
 
 
-class _EvaluateFused(_Evaluate):
+class _FusedTrialEvaluation(TrialEvaluation):
     """λ → the fused model's value, with that of its best member beside it."""
 
     def _more(self, evaluator: Evaluator, k: int) -> dict[str, Any]:
