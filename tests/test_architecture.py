@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fusetune"
 
 # A room may import from its own layer's rooms in order, and from every layer before.
 LAYERS = (
-    ("redaction", "errors", "objective", "recipe_yaml"),
+    ("redaction", "errors", "objective", "recipe_yaml", "run_layout"),
     ("tasks", "models", "members"),
     ("evaluation", "executors"),
     ("training", "optimization"),
@@ -27,7 +27,7 @@ LAYERS = (
     ("run",),
     ("pipeline",),
     ("demo", "cli_errors", "cli_options"),
-    ("cli_studies", "cli_fuse", "cli_storage", "cli_exchange"),
+    ("cli_studies", "cli_fuse", "cli_storage", "cli_exchange", "cli_recipe"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -101,7 +101,8 @@ def test_only_the_pipeline_knows_recipes() -> None:
         for path in modules()
         if {"fusetune.recipe", "fusetune.recipe_file"} & imports(path)
     }
-    assert knowing <= {"recipe_file", "run", "pipeline", "demo", "cli_options", "cli"}
+    commands = {"cli_options", "cli_recipe", "cli"}
+    assert knowing <= {"recipe_file", "run", "pipeline", "demo", *commands}
 
 
 def test_modules_and_functions_stay_small() -> None:

@@ -31,6 +31,7 @@ from fusetune.cli_options import (
     run_name,
     run_stages,
 )
+from fusetune.cli_recipe import recipes
 from fusetune.cli_storage import storage
 from fusetune.cli_studies import add_to
 from fusetune.errors import FusetuneError
@@ -41,9 +42,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-)
-recipes = typer.Typer(
-    help="Show ready recipes and the schema of a recipe.", no_args_is_help=True
 )
 app.add_typer(recipes, name="recipe")
 app.add_typer(storage, name="storage")
@@ -207,37 +205,6 @@ def members(
         console.print(f"These {len(found.members)} checkpoints can be fused.")
         for line in next_lines(found.members):
             typer.echo(shown(line))
-
-
-@recipes.command("list")
-def recipe_list() -> None:
-    """Name the ready recipes."""
-    from fusetune.recipe_file import ready
-
-    for name in ready():
-        typer.echo(name)
-
-
-@recipes.command("show")
-def recipe_show(
-    source: Annotated[str, typer.Argument(help="A recipe file or a ready recipe's name.")],
-    overrides: Overrides = None,
-) -> None:
-    """Show a recipe with every default."""
-    with errors():
-        from fusetune.recipe_file import find, load
-
-        typer.echo(load(find(source), overrides or ()).to_yaml())
-
-
-@recipes.command("schema")
-def recipe_schema() -> None:
-    """Print the JSON Schema of a recipe."""
-    import json
-
-    from fusetune.recipe import Recipe
-
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
 def _stage(

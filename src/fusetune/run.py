@@ -1,4 +1,4 @@
-"""The run folder: where each stage writes, what is complete, and who may write."""
+"""The run folder: what is complete, whose recipe it holds, and who may write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +17,7 @@ from fusetune.members.disk import write_json, write_text
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference
 from fusetune.recipe_yaml import read_text, read_yaml
+from fusetune.run_layout import RunLayout
 
 STAGES = ("search", "train", "fuse", "report")
 
@@ -33,95 +33,8 @@ NEUTRAL = ("executor", "storage", "study", "compare")
 REPORTING = ("train.arguments.report_to", "train.arguments.run_name")
 
 
-class RunFolder:
-    """One run on disk; see `docs/architecture.md` for the tree.
-
-    Args:
-        path: The folder; created by `claim`.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's journal of both searches."""
-        return self.path / "trials.journal"
-
-    @property
-    def members(self) -> Path:
-        """One folder per member."""
-        return self.path / "members"
-
-    @property
-    def converted(self) -> Path:
-        """Copies as safetensors of checkpoints in other formats, by their digest."""
-        return self.path / "converted"
-
-    @property
-    def base_member(self) -> Path:
-        """The pretrained model as one more member."""
-        return self.path / "base"
-
-    @property
-    def work(self) -> Path:
-        """Checkpoints of a training that is not finished."""
-        return self.path / "work"
-
-    @property
-    def kept(self) -> Path:
-        """Members of the best full trials of the search, until the training takes them over."""
-        return self.work / "kept"
-
-    @property
-    def evaluations(self) -> Path:
-        """Per-example outcomes of every evaluated w."""
-        return self.path / "evaluations"
-
-    @property
-    def methods(self) -> Path:
-        """What each method chose."""
-        return self.path / "methods"
-
-    @property
-    def fused(self) -> Path:
-        """The fused model, an ordinary Hugging Face folder."""
-        return self.path / "fused"
-
-    @property
-    def front(self) -> Path:
-        """The points of the Pareto front, one small recipe each."""
-        return self.path / "front"
-
-    @property
-    def logs(self) -> Path:
-        """What integrations of `report_to` write as files, by training and by search."""
-        return self.path / "logs"
-
-    @property
-    def starts(self) -> Path:
-        """Starting points that were read from elsewhere, one file per stage."""
-        return self.path / "starts"
-
-    @property
-    def results(self) -> Path:
-        """Every method × split × metric."""
-        return self.path / "results.json"
-
-    @property
-    def report(self) -> Path:
-        """The one-page report."""
-        return self.path / "report.html"
-
-    @property
-    def log(self) -> Path:
-        """What the terminal did not show."""
-        return self.path / "run.log"
+class RunFolder(RunLayout):
+    """One run on disk; `claim` creates the folder."""
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """What a complete stage recorded; None if it is not complete.
@@ -129,7 +42,7 @@ class RunFolder:
         Raises:
             RunError: If the record is damaged.
         """
-        path = self._record(stage)
+        path = self.record(stage)
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -142,7 +55,7 @@ class RunFolder:
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Record a stage as complete, durably; the last thing that a stage does."""
-        path = self._record(stage)
+        path = self.record(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
 
@@ -174,7 +87,7 @@ class RunFolder:
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:
-            self._record(stage).unlink(missing_ok=True)
+            self.record(stage).unlink(missing_ok=True)
             for path in owned[stage]:
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -196,7 +109,7 @@ class RunFolder:
         joined = recipe.model_copy(update={"fuse": fuse})
         if methods != before:
             for stage in ("report", "fuse"):  # before the recipe: a kill in between is mended
-                self._record(stage).unlink(missing_ok=True)
+                self.record(stage).unlink(missing_ok=True)
             write_text(self.recipe_file, joined.to_yaml())
         return joined
 
@@ -292,9 +205,6 @@ class RunFolder:
         with claimed(self.path, "The run folder"):
             refuse_links_out(self.path)
             yield
-
-    def _record(self, stage: str) -> Path:
-        return self.path / "stages" / f"{stage}.json"
 
 
 def _completed(stored: dict[str, Any]) -> Mapping[str, Any]:
