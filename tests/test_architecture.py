@@ -22,6 +22,7 @@ LAYERS = (
     ("library", "integrations"),
     ("recipe_sections",),
     ("recipe_stages",),
+    ("recipe_checks",),
     ("recipe",),
     ("recipe_file",),
     ("run",),

@@ -16,10 +16,9 @@ history. Otherwise nothing is lost or doubled, but histories differ.
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 from optuna import Study, Trial
@@ -33,6 +32,7 @@ from fusetune.executors.executor import Executor, Job, Outcome, Report
 from fusetune.executors.serial import SerialExecutor
 from fusetune.objective import Objective
 from fusetune.optimization.claims import Claims, Shared, Sole, require_same
+from fusetune.optimization.pruning import last_step, report
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.telling import REASON, Finished, Pruned, tell
 
@@ -154,9 +154,9 @@ class Loop:
 
     def _job(self, trial: Trial, params: P, evaluate: Evaluate[P]) -> Job:
         last = self.settled(trial.number)
-        report = functools.partial(_report, trial, _last_step(trial), last)
+        tell_pruner = functools.partial(report, trial, last_step(trial), last)
         reports = len(trial.study.directions) == 1
-        return Job(evaluate, params, trial.number, report, reports)
+        return Job(evaluate, params, trial.number, tell_pruner, reports)
 
     def _tell(
         self,
@@ -232,49 +232,6 @@ class Loop:
             if self.shared is not None:
                 require_same(study, self.shared)
         return study
-
-
-def _report(trial: Trial, resumed_from: int, settled: int, step: int, value: float) -> bool:
-    """Store an intermediate value and ask the pruner, in the driver's process.
-
-    The serial executor calls this directly; one that evaluates elsewhere relays it. A value
-    that is not finite is left out: what it means is for the evaluation to say. In a
-    resumed trial, every step before the last one reported had been let through. The pruner
-    sees the trials up to `settled`, and this one.
-    """
-    study = trial.study
-    if len(study.directions) > 1 or not math.isfinite(value) or step < resumed_from:
-        return False
-    with storing(), quiet():
-        if step != resumed_from:
-            trial.report(value, step)
-        if settled >= trial.number - 1:
-            return trial.should_prune()
-        frozen = study._storage.get_trial(trial._trial_id)
-        return study.pruner.prune(_Settled(study, settled, frozen.number), frozen)  # type: ignore[arg-type]
-
-
-class _Settled:
-    """A study as a pruner is to see it: without trials whose end is a matter of chance."""
-
-    def __init__(self, study: Study, last: int, number: int) -> None:
-        self._study = study
-        self._shown = (*range(last + 1), number)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Iterable[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """As `Study.get_trials`, of those that are shown."""
-        wanted = None if states is None else tuple(states)
-        found = self._study.get_trials(deepcopy=deepcopy, states=wanted)
-        return [trial for trial in found if trial.number in self._shown]
-
-
-def _last_step(trial: Trial) -> int:
-    return max(trial._cached_frozen_trial.intermediate_values, default=-1)
 
 
 def _count_finished(study: Study) -> int:

@@ -17,7 +17,7 @@ from fusetune.optimization import RIVALS, rivals
 from fusetune.pipeline import existing, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import extremes
-from fusetune.recipe import quantisation_problems
+from fusetune.recipe_checks import quantisation_problems
 from fusetune.tasks.task import OfModel
 from fusetune.training import arguments
 from fusetune.training.collect import plan_steps
