@@ -16,7 +16,7 @@ from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import front
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
-from fusetune.pipeline.fuse import saved_results
+from fusetune.pipeline.saved import saved_results
 from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.recipe_file import load
 from fusetune.run import RunFolder

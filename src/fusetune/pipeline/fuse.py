@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from fusetune.errors import MemberError, RunError
+from fusetune.errors import MemberError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.average import AdapterAverage
 from fusetune.members.card import model_card
-from fusetune.members.disk import write_json
 from fusetune.members.export import FUSION, ExportForm, export
-from fusetune.members.points import Combination, OwnModel, Point, model_file
+from fusetune.members.points import Combination, OwnModel, Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
@@ -32,9 +30,9 @@ from fusetune.pipeline import front, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.first_trajectory import first_trajectory
+from fusetune.pipeline.saved import save, saved
 from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.report.content import REFERENCES
-from fusetune.run import RunFolder
 from fusetune.tasks.task import SplitName
 
 
@@ -52,7 +50,7 @@ def fuse(context: Context) -> dict[str, Any]:
     for name in recipe.fuse.rows:
         if name in REFERENCES:
             continue  # they look at the test split: the report asks them
-        found = _saved(context.folder, name) or _run_method(context, bench, name)
+        found = saved(context.folder, name) or _run_method(context, bench, name)
         for row, result in found.rows(name).items():
             results[row] = result
             values = _values_text(result, evaluator.objectives)
@@ -120,18 +118,11 @@ def _require_difference(pool: MemberPool) -> None:
         )
 
 
-def saved_results(folder: RunFolder) -> dict[str, FusionResult]:
-    """The results of the stage's record, by method."""
-    record = folder.done("fuse") or {"methods": {}}
-    own = _own_models(folder)
-    return {n: FusionResult.from_json(data, own) for n, data in record["methods"].items()}
-
-
 def references(context: Context, bench: Workbench) -> dict[str, FusionResult]:
     """Upper marks chosen on the test split, for the tables alone; never candidates."""
     wanted = [name for name in context.recipe.fuse.rows if name in REFERENCES]
     return {
-        name: _saved(context.folder, name) or _run_method(context, bench, name, "test")
+        name: saved(context.folder, name) or _run_method(context, bench, name, "test")
         for name in wanted
     }
 
@@ -159,38 +150,7 @@ def _run_method(
     if name == recipe.fuse.sampler:
         trials = context.trials(study_name(name))
         result = with_choices(result, trials, evaluator, context.constraint)
-    return _save(context.folder, name, result)
-
-
-def _own_models(folder: RunFolder) -> Path:
-    """Where models are kept that are no combination of the members."""
-    return folder.methods / "models"
-
-
-def _save(folder: RunFolder, name: str, result: FusionResult) -> FusionResult:
-    """Keep a method's result; a model of its own is read from its file from now on."""
-    if isinstance(result.point, OwnModel):
-        file = model_file(_own_models(folder), result.point.digest)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        result.point.save(file)
-        result = replace(result, point=OwnModel.open(file))
-    folder.methods.mkdir(exist_ok=True)
-    write_json(folder.methods / f"{name}.json", result.to_json())
-    return result
-
-
-def _saved(folder: RunFolder, name: str) -> FusionResult | None:
-    path = folder.methods / f"{name}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return FusionResult.from_json(found, _own_models(folder))
-    except FileNotFoundError:
-        return None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged: {type(error).__name__}: {error}.",
-            "Remove it: the method is then run again, from the evaluations that are kept.",
-        ) from error
+    return save(context.folder, name, result)
 
 
 def _write_fused(

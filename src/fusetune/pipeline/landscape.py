@@ -18,7 +18,7 @@ from fusetune.members.weights import FusionWeights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
 from fusetune.pipeline.environment import package_version
-from fusetune.pipeline.fuse import saved_results
+from fusetune.pipeline.saved import saved_results
 from fusetune.pipeline.workbench import open_members
 from fusetune.recipe_file import load
 from fusetune.report.landscape import Kind, Landscape, Mark, page, to_json

@@ -25,9 +25,10 @@ from fusetune.pipeline import agreement, inner, notes
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.environment import environment, package_version
 from fusetune.pipeline.examples import examples
-from fusetune.pipeline.fuse import card_text, references, saved_results
+from fusetune.pipeline.fuse import card_text, references
 from fusetune.pipeline.ledger import ledger
 from fusetune.pipeline.results import SPLITS, build_results
+from fusetune.pipeline.saved import saved_results
 from fusetune.pipeline.workbench import Workbench, open_members
 from fusetune.redaction import tree_without_secrets, without_secrets
 from fusetune.report.content import EvaluationRow, MemberRow, RunRecord, TrialRow
