@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.objective import Objective
-from fusetune.report.transfer import Agreement, Trained, agreement
+from fusetune.report.agreement import Agreement, Trained, agreement
 
 FOLDER = "transfer"
 PAIRS = {

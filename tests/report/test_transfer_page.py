@@ -3,16 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fusetune.objective import Objective
+from fusetune.report.agreement import Trained, agreement, misleads, sentence, to_json
 from fusetune.report.page import render
-from fusetune.report.transfer import (
-    Trained,
-    agreement,
-    misleads,
-    page,
-    scatter,
-    sentence,
-    to_json,
-)
+from fusetune.report.transfer import page, scatter
 
 F1 = Objective("f1", "maximize")
 ERROR = Objective("error", "minimize")

@@ -32,8 +32,9 @@ from fusetune.pipeline.space import distributions
 from fusetune.pipeline.trial import TrialEvaluation, parameters
 from fusetune.recipe import Recipe
 from fusetune.recipe_stages import FuseSection, SearchSection
+from fusetune.report.agreement import Trained, agreement, misleads, sentence, to_json
 from fusetune.report.page import write
-from fusetune.report.transfer import Trained, agreement, misleads, page, sentence, to_json
+from fusetune.report.transfer import page
 from fusetune.report.wording import passes
 from fusetune.run import RunFolder
 
