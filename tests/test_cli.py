@@ -90,7 +90,7 @@ def test_print_recipe_writes_nothing(tmp_path: Path) -> None:
         (["run", "nothing"], "There is no recipe 'nothing'"),
         (
             ["run", "rte-minilm", "train.epoch=3"],
-            "train.epoch: unknown key; did you mean epochs?",
+            "train.epoch: unknown key (did you mean epochs?)",
         ),
         (["run", "rte-minilm", "task.kind=poetry"], "There is no task kind 'poetry'"),
         (["run", "rte-minilm", "task.data=./nowhere"], "nowhere"),

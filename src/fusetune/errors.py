@@ -65,6 +65,6 @@ class NoResultError(StageError):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest known name, or nothing."""
+    """` (did you mean …?)` with the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""

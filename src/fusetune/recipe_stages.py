@@ -241,4 +241,4 @@ def _check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             near = closest(name, known)
-            raise ValueError(f"unknown {what} {name!r}{near} (known: {', '.join(known)})")
+            raise ValueError(f"unknown {what} {name!r}{near}; known: {', '.join(known)}")

@@ -84,7 +84,7 @@ def test_a_pick_by_bounds(finished: RunFolder, tmp_path: Path) -> None:
         export_model(
             finished.path, tmp_path / "n", pick="loss <= 0, max accuracy", display=DISPLAY
         )
-    with pytest.raises(RecipeError, match="no objective 'acuracy'; did you mean accuracy"):
+    with pytest.raises(RecipeError, match=r"no objective 'acuracy' \(did you mean accuracy"):
         export_model(
             finished.path, tmp_path / "n", pick="acuracy >= 0, min loss", display=DISPLAY
         )

@@ -32,7 +32,7 @@ def test_a_gpu_is_taken_where_there_are_some():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"worker": 2}, "executor.worker: unknown; did you mean workers?"),
+        ({"worker": 2}, "executor.worker: unknown (did you mean workers?)"),
         ({"workers": 0}, "executor.workers: a whole number from 1; got 0"),
         ({"workers": True}, "executor.workers"),
         ({"retries": 1.5}, "executor.retries"),

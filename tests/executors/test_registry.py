@@ -15,7 +15,7 @@ def test_serial_is_found():
 
 def test_an_unknown_kind_is_answered_with_the_known_ones():
     with pytest.raises(
-        RecipeError, match=r"unknown 'seriel'; did you mean serial.*known: .*serial"
+        RecipeError, match=r"unknown 'seriel' \(did you mean serial.*known: .*serial"
     ):
         executors.find("seriel")
 

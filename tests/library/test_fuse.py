@@ -98,7 +98,7 @@ def test_other_points_of_the_front(fuse: Callable[..., fusetune.Fused]) -> None:
     with pytest.raises(NoResultError, match="No candidate keeps score >= 2") as raised:
         result.pick("score >= 2, min loss")
     assert f"Nearest are: loss 1.0000, score {nearest:.4f}" in str(raised.value)
-    with pytest.raises(RecipeError, match="pick: no objective 'scor'; did you mean score"):
+    with pytest.raises(RecipeError, match=r"pick: no objective 'scor' \(did you mean score"):
         result.pick("scor >= 2, min loss")
 
 
@@ -234,7 +234,7 @@ def test_training_in_the_evaluation_is_noticed(fuse: Callable[..., fusetune.Fuse
 def test_bad_arguments(fuse: Callable[..., fusetune.Fused], members: Path) -> None:
     with pytest.raises(EvaluateError, match="must reach each of the 3 members; it is 2"):
         fuse(budget=2)
-    with pytest.raises(EvaluateError, match="Unknown method 'mob'; did you mean mobo"):
+    with pytest.raises(EvaluateError, match=r"Unknown method 'mob' \(did you mean mobo"):
         fuse(method="mob")
     with pytest.raises(fusetune.FusetuneError, match="Give model_init"):
         fuse(model_init=None)

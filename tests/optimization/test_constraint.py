@@ -39,8 +39,8 @@ def test_anything_else_is_refused(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lss <= 0.5, max f1", "no objective 'lss'; did you mean loss"),
-        ("loss <= 0.5, max accuracy", r"no objective 'accuracy' \(known: loss, f1\)"),
+        ("lss <= 0.5, max f1", r"no objective 'lss' \(did you mean loss"),
+        ("loss <= 0.5, max accuracy", "no objective 'accuracy'; known: loss, f1"),
         ("f1 >= 0.5, max loss", "loss is to be minimized, not max loss"),
     ],
 )

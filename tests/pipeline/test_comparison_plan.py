@@ -46,7 +46,7 @@ def test_all_is_every_row_that_the_recipe_can_have() -> None:
 
 
 def test_an_unknown_name_comes_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"'bilvel'; did you mean bilevel(.|\n)*Known are"):
+    with pytest.raises(RecipeError, match=r"'bilvel' \(did you mean bilevel(.|\n)*Known are"):
         rows(["bilvel"])
     with pytest.raises(RecipeError, match="Unknown method 'bilevel:oracle'"):
         rows(["bilevel:oracle"])  # it looks at the test split

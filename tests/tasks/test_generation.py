@@ -263,7 +263,7 @@ def test_stop_strings_limits_and_beams(tokenizer: PreTrainedTokenizerFast) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new": 3}, "has no 'max_new'; did you mean max_new_tokens"),
+        ({"max_new": 3}, r"has no 'max_new' \(did you mean max_new_tokens"),
         ({"num_beams": 0}, "whole number from 1"),
         ({"max_new_tokens": 2.5}, "whole number from 1"),
         ({"min_new_tokens": 80}, "min_new_tokens ≤ max_new_tokens"),

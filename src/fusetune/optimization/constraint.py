@@ -95,8 +95,8 @@ class Constraint:
         for name in (*(b.name for b in self.bounds), self.goal):
             if name not in known:
                 raise RecipeError(
-                    f"{where}: no objective {name!r}{closest(name, known)} "
-                    f"(known: {', '.join(known)})."
+                    f"{where}: no objective {name!r}{closest(name, known)}; "
+                    f"known: {', '.join(known)}."
                 )
         if not known[self.goal].direction.startswith(self.direction):
             raise RecipeError(

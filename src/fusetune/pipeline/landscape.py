@@ -149,8 +149,8 @@ def _corners(pool: MemberPool, wanted: Sequence[str]) -> tuple[int, int, int]:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise MemberError(
-            f"There is no member {unknown[0]!r}{closest(unknown[0], pool.names)} "
-            f"(known: {', '.join(pool.names)})."
+            f"There is no member {unknown[0]!r}{closest(unknown[0], pool.names)}; "
+            f"known: {', '.join(pool.names)}."
         )
     named = [known[name] for name in wanted]
     if len(named) != 3 or len(set(named)) != 3:
