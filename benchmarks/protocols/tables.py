@@ -35,7 +35,14 @@ EXTRA = (
 )
 """Rows that the workshop paper's Table 1 lacks."""
 
-TRIED = ("swa", "mobo", "mobo.default", "bomf.default", "bomf.finetune", MARK)
+SEARCHES = ("bomf", "bilevel")
+TRIED = (
+    "swa",
+    "mobo",
+    "mobo.default",
+    *(f"{name}.{row}" for name in SEARCHES for row in ("default", BASE)),
+    MARK,
+)
 DISCREPANT = ("rte", "mrpc", "sst2")
 SEARCHED = ("rte", "mrpc")
 
@@ -123,7 +130,8 @@ def tried(records: Sequence[Record], own: Methods) -> Table | None:
 
     Of a try also the gain over the same row with the protocol's own settings: tries may have
     been made on some of the tasks only, and tasks differ. `finetune` is a row of tries that
-    train otherwise, `bomf.finetune` the best checkpoint of a searched training.
+    train otherwise, `bomf.finetune` and `bilevel.finetune` the best checkpoint of a searched
+    training.
     """
     rows: list[tuple[float, list[str]]] = []
 

@@ -189,6 +189,16 @@ def test_the_page_shows_the_best_checkpoint_of_a_try_that_trains_otherwise(
     assert "| try: evaluations-90 |" not in text
 
 
+def test_the_page_shows_a_try_of_the_search_on_the_full_model(tmp_path: Path) -> None:
+    stored(tmp_path)
+    record("bilevel.default", 0.03).write(tmp_path)
+    record("bilevel.default", 0.01, attempt="best-trials").write(tmp_path)
+    text = page.page(records.read_all(tmp_path))
+    (line,) = [line for line in text.splitlines() if line.startswith("| try: best-trials |")]
+    row, gain, _, over = (cell.strip() for cell in line.split("|")[2:6])
+    assert (row, gain.split()[0], over.split()[0]) == ("bilevel.default", "+1.00", "-2.00")
+
+
 def test_the_page_in_the_documentation_is_that_of_the_stored_records() -> None:
     found = page.page(
         records.read_all(records.FOLDER),
