@@ -136,6 +136,23 @@ def test_reset_keeps_what_came_before(folder: RunFolder) -> None:
     assert folder.done("report") is None
 
 
+def test_results_that_are_gone_are_known(folder: RunFolder) -> None:
+    assert folder.lost("train") == []  # its members may be removed
+    folder.fused.mkdir()
+    folder.report.touch()
+    assert folder.lost("fuse") == []
+    assert folder.lost("report") == [folder.results]
+
+
+def test_stages_are_opened_again_with_what_they_found(folder: RunFolder) -> None:
+    folder.fused.mkdir()
+    folder.reopen("fuse", "report")
+    assert folder.fused.is_dir()
+    assert folder.done("train") == {"stage": "train"}
+    assert folder.done("fuse") is None
+    assert folder.done("report") is None
+
+
 def test_a_damaged_record_is_named(folder: RunFolder) -> None:
     (folder.path / "stages/train.json").write_text("{")
     with pytest.raises(RunError, match=r"train\.json cannot be read"):

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,6 +60,19 @@ class RunFolder(RunLayout):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
 
+    def lost(self, stage: str) -> list[Path]:
+        """Results of a complete stage that are gone, as after tidying up by hand.
+
+        Members are not looked for: they may be removed once the model is written.
+        """
+        results = {"fuse": [self.fused], "report": [self.results, self.report]}
+        return [path for path in results.get(stage, []) if not path.exists()]
+
+    def reopen(self, *stages: str) -> None:
+        """Take stages for unfinished, the last one first, and keep what they found."""
+        for stage in sorted(stages, key=STAGES.index, reverse=True):
+            self.record(stage).unlink(missing_ok=True)
+
     def reset(self, first: str) -> None:
         """Forget stage `first` and all after it (studies are the pipeline's business)."""
         owned = {
@@ -108,8 +122,7 @@ class RunFolder(RunLayout):
         fuse = recipe.fuse.model_copy(update={"methods": methods})
         joined = recipe.model_copy(update={"fuse": fuse})
         if methods != before:
-            for stage in ("report", "fuse"):  # before the recipe: a kill in between is mended
-                self.record(stage).unlink(missing_ok=True)
+            self.reopen("fuse", "report")  # before the recipe: a kill in between is mended
             write_text(self.recipe_file, joined.to_yaml())
         return joined
 

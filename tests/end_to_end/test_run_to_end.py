@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,38 @@ def test_running_again_does_nothing(finished: RunFolder, tiny_recipe: str) -> No
     run(parse(tiny_recipe), finished.path)
     assert finished.results.read_text() == text
     assert before == {p: p.stat().st_mtime_ns for p in finished.path.rglob("*.safetensors")}
+
+
+def test_results_that_are_gone_are_written_again(
+    finished: RunFolder, tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No training and no evaluation again; the same bits, and the card with its test values."""
+    kept = RunFolder(shutil.copytree(finished.path, tmp_path / finished.path.name))
+    model = (kept.fused / "model.safetensors").read_bytes()
+    card = (kept.fused / "README.md").read_text()
+    methods = json.loads(kept.results.read_text())["methods"]
+    before = {p: p.stat().st_mtime_ns for p in kept.evaluations.rglob("*.npz")}
+    assert before
+    kept.report.unlink()
+    run(parse(tiny_recipe), kept.path, display=Display())
+    assert "report: complete, but without report.html" in capsys.readouterr().out
+    assert kept.report.is_file()
+    shutil.rmtree(kept.fused)
+    with pytest.raises(StageError, match="fused is gone, which the stage fuse wrote"):
+        run(parse(tiny_recipe), kept.path, stage="report")
+    run(parse(tiny_recipe), kept.path, display=Display())
+    said = capsys.readouterr().out
+    assert "train: complete, nothing to do" in said
+    assert "fuse: complete, but without fused" in said
+    assert (kept.fused / "model.safetensors").read_bytes() == model
+    assert (kept.fused / "README.md").read_text() == card
+    assert json.loads(kept.results.read_text())["methods"] == methods
+    assert {p: p.stat().st_mtime_ns for p in kept.evaluations.rglob("*.npz")} == before
+    for folder in (kept.fused, kept.members):
+        shutil.rmtree(folder)
+    with pytest.raises(RunError, match="members is gone"):
+        run(parse(tiny_recipe), kept.path)
+    assert kept.done("fuse") is not None
 
 
 def test_another_recipe_needs_force(finished: RunFolder, tiny_recipe: str) -> None:

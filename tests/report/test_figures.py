@@ -131,6 +131,18 @@ def test_weights_by_layer_are_a_heat_map(
     assert "layers, head: " in panels(full)["weights"][1].alternative
 
 
+def test_small_numbers_on_an_axis_have_exponents(record: Record) -> None:
+    """Not Plotly's 40µ: learning rates are written as 4e-5."""
+    full = record()
+    close = tuple(
+        dataclasses.replace(t, params={"learning_rate": 1e-5 * (2 + t.number)})
+        for t in full.trials
+    )
+    drawn = history.search_parameters(record(trials=close))["learning_rate"]
+    formats = drawn.layout.template.layout
+    assert (formats.xaxis.exponentformat, formats.yaxis.exponentformat) == ("e", "e")
+
+
 def test_the_trial_whose_values_were_taken_has_the_star(record: Record) -> None:
     """It need not be the best one: `search.choose: cautious`."""
     full = record()

@@ -96,16 +96,25 @@ def _prepare(context: Context, first: str | None) -> None:
 
 
 def _run_stage(context: Context, name: str) -> None:
-    earlier = STAGES[: STAGES.index(name)]
-    missing = [stage for stage in earlier if context.folder.done(stage) is None]
-    if missing:
+    folder, place = context.folder, STAGES.index(name)
+    for stage in STAGES[:place]:
+        if folder.done(stage) is None:
+            problem = f"{folder.path} has not finished the stage {stage}"
+        elif lost := folder.lost(stage):
+            problem = f"{lost[0]} is gone, which the stage {stage} wrote"
+        else:
+            continue
         raise StageError(
-            f"{context.folder.path} has not finished the stage {missing[0]}, "
-            f"which comes before {name}.",
-            f"Run `fusetune {missing[0]}` first, or everything with `fusetune run`.",
+            f"{problem}, and {stage} comes before {name}.",
+            f"Run `fusetune {stage}` first, or everything with `fusetune run`.",
         )
-    if context.folder.done(name) is not None:
-        context.display.say(f"{name}: complete, nothing to do")
-        return
+    if folder.done(name) is not None:
+        lost = folder.lost(name)
+        if not lost:
+            context.display.say(f"{name}: complete, nothing to do")
+            return
+        gone = " and ".join(path.name for path in lost)
+        context.display.say(f"{name}: complete, but without {gone}; written again")
+        folder.reopen(*STAGES[place + 1 :])  # they add to what is written, or show it
     STAGE_FUNCTIONS[name](context)
     context.release()  # the next stage may need the devices

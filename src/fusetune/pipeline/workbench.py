@@ -200,7 +200,7 @@ def open_members(context: Context) -> Workbench:
     """The run's own members.
 
     Raises:
-        RunError: If they are not the ones that the training recorded.
+        RunError: If they are gone, or not the ones that the training recorded.
         MemberError: If they are checkpoints from elsewhere, and one is gone or has changed.
     """
     folder = context.folder
@@ -215,6 +215,11 @@ def open_members(context: Context) -> Workbench:
         )
         return Workbench(with_base(context, pool), context, folder.evaluations, compiles)
     recorded = record.get("members", [])
+    if not folder.members.is_dir():
+        raise RunError(
+            f"{folder.members} is gone, and with it the members that the training collected.",
+            "Bring it back, or run `fusetune train --force` to collect them again.",
+        )
     pool = open_pool(context, folder.members)
     if list(pool.names) != recorded:
         raise RunError(

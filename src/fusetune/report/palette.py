@@ -47,6 +47,11 @@ FONT = (
     "'Liberation Sans', Arial, sans-serif"
 )
 
+PLAIN = go.layout.Template(
+    layout={"xaxis": {"exponentformat": "e"}, "yaxis": {"exponentformat": "e"}}
+)
+"""No theme, and ticks such as 4e-5, where Plotly would write 40µ."""
+
 
 def safe(text: object) -> str:
     """A name for a figure, where Plotly reads text as a small subset of HTML."""
@@ -62,7 +67,7 @@ def dressed(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
         layout: Further layout settings, which win.
     """
     figure.update_layout(
-        template=go.layout.Template(),
+        template=PLAIN,
         height=height,
         font={"family": FONT, "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
