@@ -141,6 +141,7 @@ def test_small_numbers_on_an_axis_have_exponents(record: Record) -> None:
     drawn = history.search_parameters(record(trials=close))["learning_rate"]
     formats = drawn.layout.template.layout
     assert (formats.xaxis.exponentformat, formats.yaxis.exponentformat) == ("e", "e")
+    assert drawn.layout.xaxis.tickformat == ".2~e"
 
 
 def test_the_trial_whose_values_were_taken_has_the_star(record: Record) -> None:

@@ -180,7 +180,8 @@ def _parameter(
         figure.update_xaxes(type="log", dtick="D2" if max(raw) / min(raw) < 1e3 else 1)
         figure.update_xaxes(exponentformat="power")
     else:
-        figure.update_xaxes(nticks=5)
+        # Of its own, Plotly writes 4e-5 beside 1e-4 as 0.4e-4.
+        figure.update_xaxes(nticks=5, tickformat=".2~e" if 0 < max(raw) < 1e-3 else None)
     figure.update_xaxes(title_text=safe(name))
     figure.update_yaxes(title_text=safe(metric_label(objective.name)), nticks=5)
     return dressed(figure, 260, showlegend=False)
