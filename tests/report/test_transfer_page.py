@@ -79,5 +79,7 @@ def test_the_page_has_both_comparisons_and_what_failed() -> None:
     text = render(page("rte", trained, F1, "It gives it.", facts=("5 λ",), version="0.1.0"))
     assert "Best member and fused model of 4 full trajectories: rank correlation 1.00" in text
     assert "light: &lt;loss&gt; became nan" in text
+    assert ">failed<" in text
+    assert ">failed<" not in render(page("rte", GOOD, F1, "", facts=(), version="0.1.0"))
     for key in ("transfer-light", "transfer-fused"):
         assert f'id="{key}"' in text

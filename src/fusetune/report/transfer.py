@@ -142,13 +142,14 @@ def _fused_sentence(found: Agreement, label: str) -> str:
 
 def _table(rows: Sequence[Trained]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.params))
-    head = ("λ", *names, "light", "full", "best member", "fused", "failed")
+    failed = ("failed",) if any(row.reason for row in rows) else ()
+    head = ("λ", *names, "light", "full", "best member", "fused", *failed)
     body = tuple(
         (
             str(row.number),
             *(setting(row.params.get(name, "")) for name in names),
             *(number(v) for v in (row.light, row.full, row.best_member, row.fused)),
-            row.reason[:120],
+            *(row.reason[:120] for _ in failed),
         )
         for row in rows
     )
