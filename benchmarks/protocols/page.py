@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.protocols import pooled, tables
 from benchmarks.protocols.appendix import Table, commands, landscapes, markdown, transfers
+from benchmarks.protocols.goal import against_goal
 from benchmarks.protocols.pooled import BASE
 from benchmarks.protocols.published import OUTER, TITLES
 from benchmarks.protocols.records import Record
@@ -55,6 +56,10 @@ def page(
             _precision(kept),
             _headline(kept, protocol, subject),
             _without_fusion(own, subject),
+            # The goal was set for the splits on which decisions are taken.
+            against_goal(own, pooled.summary(kept, protocol, subject))
+            if protocol == "b"
+            else "",
             _section("Table 1: comparison", tables.comparison(own, name), own),
             _section(
                 "Table 2: loss against metric", tables.discrepancy(own), own, (BASE, "swa")
@@ -63,7 +68,7 @@ def page(
             _section(
                 "Table 4: the search of λ around every baseline", tables.outer(own), own, OUTER
             ),
-            _tries(kept, own),
+            _tries(kept, own, name),
         ]
     parts += [transfers(transferred), landscapes(rules)]
     return "\n".join(filter(None, parts)).rstrip() + "\n"
@@ -182,12 +187,13 @@ def _commands(records: Sequence[Record]) -> str:
     return commands(lines)
 
 
-def _tries(records: Sequence[Record], own: Methods) -> str:
-    table = tables.tried(records, own)
+def _tries(records: Sequence[Record], own: Methods, subject: str) -> str:
+    table = tables.tried(records, own, subject)
     if table is None:
         return "### What was tried\n\nNo record of a rule or of a try is stored.\n"
     made = _commands([r for r in records if r.attempt])
     return (
         "### What was tried\n\nAll gains are over `finetune` with the protocol's own settings, "
-        f"also those of a try's own `finetune`.\n\n{markdown(table)}{made}"
+        "also those of a try's own `finetune`. The last column is on the runs that both "
+        f"have.\n\n{markdown(table)}{made}"
     )

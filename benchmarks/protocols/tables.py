@@ -77,13 +77,13 @@ def points(own: Methods, names: Sequence[str], subject: str) -> Table:
     return rows
 
 
-def _over(subject: Mapping[Key, Record], found: Mapping[Key, Record]) -> str:
-    """How much better the subject is than a row, on the runs that both have."""
-    paired = pooled.difference(subject, found)
-    if not paired or subject is found:
+def _over(row: Mapping[Key, Record], other: Mapping[Key, Record]) -> str:
+    """How much better a row is than another, on the runs that both have."""
+    paired = pooled.difference(row, other)
+    if not paired or row is other:
         return DASH
     text = interval(pooled.gain(paired))
-    if len(paired) == len(subject):
+    if len(paired) == len(row):
         return text
     return f"{text} ({len(paired)} run{'s' if len(paired) > 1 else ''})"
 
@@ -125,20 +125,21 @@ def outer(own: Methods) -> Table:
     return rows
 
 
-def tried(records: Sequence[Record], own: Methods) -> Table | None:
+def tried(records: Sequence[Record], own: Methods, subject: str) -> Table | None:
     """Rules for the choice, and tries of other settings, the best first; None without any.
 
     Of a try also the gain over the same row with the protocol's own settings: tries may have
-    been made on some of the tasks only, and tasks differ. `finetune` is a row of tries that
-    train otherwise, `bomf.finetune` and `bilevel.finetune` the best checkpoint of a searched
-    training.
+    been made on some of the tasks only, and tasks differ. Of all how they stand to the
+    subject on the runs that both have. `finetune` is a row of tries that train otherwise,
+    `bomf.finetune` and `bilevel.finetune` the best checkpoint of a searched training.
     """
     rows: list[tuple[float, list[str]]] = []
 
     def add(what: str, name: str, found: Mapping[Key, Record], over: str = DASH) -> None:
         g = pooled.gain(found)
         cells = [what, name, interval(g), f"{g.p_value:.3f}", over]
-        rows.append((g.value, [*cells, f"{g.runs}: {', '.join(TITLES[t] for t in g.tasks)}"]))
+        runs = f"{g.runs}: {', '.join(TITLES[t] for t in g.tasks)}"
+        rows.append((g.value, [*cells, runs, _over(found, own.get(subject, {}))]))
 
     for name, found in own.items():
         family, _, rule = name.partition(".")
@@ -157,7 +158,7 @@ def tried(records: Sequence[Record], own: Methods) -> Table | None:
         return None
     rows.sort(key=lambda row: -row[0])
     head = ["what", "row", "gain over finetune, points", "p", "over own settings", "runs"]
-    return [head, *(cells for _, cells in rows)]
+    return [[*head, f"over `{subject}`"], *(cells for _, cells in rows)]
 
 
 def interval(gain: Gain) -> str:

@@ -131,6 +131,28 @@ def test_the_summary_is_computed_from_the_files(
     assert "place 2 of 4 candidates, after `mobo`." in page.page(records.read_all(tmp_path))
 
 
+def test_the_page_holds_the_default_against_the_goal(tmp_path: Path) -> None:
+    def parts() -> list[tuple[str, str]]:
+        text = page.page(records.read_all(tmp_path))
+        lines = text.partition("### Against the goal")[2].partition("###")[0].splitlines()
+        cells = [line.split("|")[2:4] for line in lines if line.startswith("| ")][2:]
+        return [(there.strip(), met.strip()) for there, met in cells]
+
+    assert parts() == []
+    stored(tmp_path)
+    found = parts()
+    assert [met for _, met in found] == ["reached", "reached", "reached", "missed", "reached"]
+    assert found[0][0] == "place 1 of 4"
+    assert (found[3][0], found[1][0].split()[0]) == ("50 %", "+2.00")
+    for seed in (41, 42):
+        sure = {"seed": seed, "samples": records.encode(np.full_like(SAMPLES, -0.01))}
+        record("mobo.default", -0.01, **sure).write(tmp_path)
+    found = parts()
+    assert {met for _, met in found} == {"missed"}
+    assert found[0][0].startswith("place 4 of 4; `mobo` is ahead by +2.5")
+    assert found[4][0] == "lowest on MRPC: -1.00 [-1.00, -1.00]"
+
+
 def test_the_page_says_what_is_stored_and_what_is_missing(tmp_path: Path) -> None:
     text = page.page([])
     assert text.count("No results are stored") == 2
