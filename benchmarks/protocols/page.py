@@ -51,15 +51,14 @@ def page(
             continue
         own = pooled.by_method([r for r in kept if not r.attempt])
         name = pooled.subject_of(own, subject)
+        found = pooled.summary(kept, protocol, subject)
         bo = ("bo", "mobo")
         parts += [
             _precision(kept),
-            _headline(kept, protocol, subject),
+            _headline(found, kept),
             _without_fusion(own, subject),
             # The goal was set for the splits on which decisions are taken.
-            against_goal(own, pooled.summary(kept, protocol, subject))
-            if protocol == "b"
-            else "",
+            against_goal(own, found) if protocol == "b" else "",
             _section("Table 1: comparison", tables.comparison(own, name), own),
             _section(
                 "Table 2: loss against metric", tables.discrepancy(own), own, (BASE, "swa")
@@ -112,8 +111,7 @@ def _precision(records: Sequence[Record]) -> str:
     return f"Trained and evaluated in {' and '.join(sorted(stated))}.\n"
 
 
-def _headline(records: Sequence[Record], protocol: str, subject: str) -> str:
-    found = pooled.summary(records, protocol, subject)
+def _headline(found: Mapping[str, Any], records: Sequence[Record]) -> str:
     name = found["subject"]
     if found["gain_points"] is None:
         return f"Missing: no record of `{name}`, fusetune's default.\n"
