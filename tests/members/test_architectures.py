@@ -155,22 +155,61 @@ def test_an_untied_model_needs_both_tensors(save_members: Callable[..., Path]) -
         ResidentAverage(pool, untied)
 
 
-def test_renamed_tensors_are_reported_and_the_hint_helps(
-    save_members: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize("form", [ResidentAverage, StreamingAverage])
+@pytest.mark.parametrize("original", [True, False], ids=["saved-layout", "own-layout"])
+def test_gradient_products_of_converted_tensors(
+    original: bool, form: Callable[..., Average], save_members: Callable[..., Path]
 ) -> None:
     def build() -> PreTrainedModel:
         return MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2))
 
-    with pytest.raises(MemberError, match=r"block_sparse_moe.*save_original_format=False"):
-        ResidentAverage(MemberPool.open(save_members(build)), build())
-    pool = MemberPool.open(save_members(build, name="native", save_original_format=False))
-    model = build()
-    average = ResidentAverage(pool, model)
+    pool = MemberPool.open(save_members(build, save_original_format=original))
+    model = build().eval()
+    average = form(pool, model)
     average.into_model(WEIGHTS)
-    export(average, WEIGHTS, pool, tmp_path / "fused")
-    loaded = MixtralForCausalLM.from_pretrained(tmp_path / "fused")
-    expected = model.state_dict()
-    assert all(torch.equal(t, expected[n]) for n, t in loaded.state_dict().items())
+    ids = torch.tensor([[3, 4, 5, 6]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert any("experts" in name for name in gradients)
+    expected = []
+    for member in pool.members:
+        own = type(model).from_pretrained(member.path).state_dict()
+        expected.append(sum(float((g * own[n]).double().sum()) for n, g in gradients.items()))
+    assert average.gradient_products() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_a_conversion_that_lacks_an_expert_is_refused(
+    save_members: Callable[..., Path], edit: Callable[..., None]
+) -> None:
+    def build() -> PreTrainedModel:
+        return MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2))
+
+    folder = save_members(build)
+    for member in folder.iterdir():
+        edit(member, lambda t: [t.pop(n) for n in list(t) if "experts.1." in n and ".w2" in n])
+    with pytest.raises(
+        MemberError, match=r"experts\.down_proj \(\(2, .*\) in the model, \(1, "
+    ):
+        ResidentAverage(MemberPool.open(folder), build())
+
+
+def test_a_round_that_broke_off_leaves_nothing_to_the_next(
+    save_members: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> PreTrainedModel:
+        return MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2))
+
+    pool = MemberPool.open(save_members(build))
+    model, other = build(), build()
+    average = StreamingAverage(pool, model)
+    own = average.tensors(FusionWeights.one_hot(2, 3))
+    experts = {n: t for n, t in own.items() if "experts" in n}
+    for name in list(experts)[1:]:  # all but one, as if the process had been stopped there
+        average.binding.put(name, experts[name])  # type: ignore[union-attr]
+    average.into_model(WEIGHTS)
+    StreamingAverage(pool, other).into_model(WEIGHTS)
+    expected = other.state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
 
 
 def test_nan_does_not_come_in_through_a_tie(

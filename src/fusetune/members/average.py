@@ -79,12 +79,15 @@ class ResidentAverage(Average):
         self._flats: dict[torch.dtype, Tensor] = {}
         self._views: list[tuple[Tensor, Tensor]] = []  # model's tensor, its part of a flat
         self._copies: list[tuple[Tensor, Tensor]] = []  # the same, for other dtypes
+        self._converted: dict[str, Tensor] = {}  # part of a flat, of what is converted
         for group in self._layout.groups:
             self._blocks[group.dtype] = self._read(group)
             flat = torch.zeros(group.width, dtype=group.accumulator, device=device)
             self._flats[group.dtype] = flat
             for slot in group.slots:
                 part = flat[slot.start : slot.stop].view(slot.shape)
+                if slot.name in self._bound.waits_for_others:
+                    self._converted[slot.name] = part
                 for target in self.targets[slot.name]:
                     shares = target.dtype == flat.dtype and not spread
                     (self._views if shares else self._copies).append((target, part))
@@ -107,6 +110,8 @@ class ResidentAverage(Average):
                     mixing(kernel, rows, tile, flat[group.columns(tile)])
             for target, part in self._copies:
                 target.copy_(part)
+            for name, part in self._converted.items():
+                self._bound.put(name, part)
 
     def _rows(self, group: Group, tile: int, mixing: Mixing) -> Tensor:
         columns = group.columns(tile)

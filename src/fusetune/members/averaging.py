@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.binding import bind, check_length, same_bits, tied_names
+from fusetune.members.binding import Binding, check_length, same_bits
 from fusetune.members.dispatched import offloaded
 from fusetune.members.gradient import part_of_gradient
 from fusetune.members.kernel import Kernel
@@ -35,7 +35,7 @@ class Average(ABC):
         device: Where tiles are averaged.
 
     Attributes:
-        targets: Name in the members' files → the model's tensors that take its value.
+        binding: Where each tensor of the members goes in the model; None without a model.
 
     Raises:
         MemberError: If model and members do not fit, or members differ in a tensor that
@@ -52,12 +52,11 @@ class Average(ABC):
         self._device = device
         self._k = len(pool.members)
         tensors = pool.tensors
-        self.targets: Mapping[str, tuple[Tensor, ...]] = (
-            dict.fromkeys(tensors, ())
-            if model is None
-            else bind(model, tensors, self.takes_quantised)
+        own_names = getattr(pool, "adapters", None) is not None
+        self.binding = (
+            None if model is None else Binding(model, tensors, self.takes_quantised, own_names)
         )
-        self._layout = lay_out(tensors, tile, pool.constant)
+        self._layout = lay_out(tensors, tile, self._constants(pool.constant))
         self._scale: float | None = None  # that the constant tensors have in the model
         self._kernels = [
             Kernel(self._k, g.dtype, g.accumulator, g.tile, device) for g in self._layout.groups
@@ -82,8 +81,20 @@ class Average(ABC):
             self._scale = None
         else:
             check_length(point, self._k)
+            self._bound.begin()
             self._write_constants(scale_of(point))
             self._mix_into_model(point)
+
+    @property
+    def targets(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """Name in the members' files → the model's tensors that take its value as it is."""
+        return {} if self.binding is None else self.binding.targets
+
+    @property
+    def _bound(self) -> Binding:
+        if self.binding is None:
+            raise ValueError("This average was made without a model, for writing files only.")
+        return self.binding
 
     @property
     def linear(self) -> bool:
@@ -179,7 +190,7 @@ class Average(ABC):
                 "are no gradients of them.",
                 "Leave out fuse.methods that descend, or take devices that hold the model.",
             )
-        products = self._constant_products().to(self._device)
+        products = (self._constant_products() + self._converted_products()).to(self._device)
         everyone = FusionWeights.uniform(self._k)
         for group, kernel in zip(self._layout.groups, self._kernels, strict=True):
             mixing = self._mixing(everyone, group)
@@ -203,6 +214,35 @@ class Average(ABC):
                 products += torch.dot(gradient, value).cpu()
         return products
 
+    def _converted_products(self) -> Tensor:
+        """The share of the tensors that are converted on loading, `k`.
+
+        The conversion is linear: the product with the gradient is the same in the layout of the
+        model, where the gradient is.
+        """
+        products = torch.zeros(self._k, dtype=torch.float64)
+        for conversion, places in self._bound.converted.items():
+            gradients = {
+                name: gradient
+                for name, targets in places.items()
+                if (gradient := part_of_gradient(targets, slice(None))) is not None
+            }
+            for i in range(self._k if gradients else 0):
+                tensors = {n: self.pool.load_tensor(i, n) for n in conversion.sources}
+                converted = conversion(tensors)
+                for name, gradient in gradients.items():
+                    value = converted[name].reshape(-1).to(gradient)
+                    products[i] += torch.dot(gradient, value).cpu()
+        return products
+
+    def _constants(self, constant: Collection[str]) -> set[str]:
+        """The tensors that are kept once: those of one conversion all together, or none."""
+        kept = set(constant)
+        for conversion in self.binding.converted if self.binding else ():
+            if not kept.issuperset(conversion.sources):
+                kept.difference_update(conversion.sources)
+        return kept
+
     def member_tiles(self) -> Iterator[Tensor]:
         """All members side by side, tile after tile: `k x n` each, as stored.
 
@@ -222,8 +262,7 @@ class Average(ABC):
             return
         with torch.no_grad():
             for name in self._layout.constant:
-                for target in self.targets[name]:
-                    target.copy_(self._constant(name, scale))
+                self._bound.put(name, self._constant(name, scale))
         self._scale = scale
 
     def _constant(self, name: str, scale: float) -> Tensor:
@@ -235,10 +274,10 @@ class Average(ABC):
 
     def _take_over(self, own: OwnModel) -> None:
         self._check_names(own)
+        self._bound.begin()
         with torch.no_grad():
             for name, tensor in own.tensors.items():
-                for target in self.targets[name]:
-                    target.copy_(tensor)
+                self._bound.put(name, tensor)
 
     def _check_names(self, own: OwnModel) -> None:
         expected = {
@@ -281,14 +320,12 @@ class Average(ABC):
                     "only floating-point tensors can be averaged.",
                     hint="Fuse checkpoints of one run, of which this tensor is a constant.",
                 )
-            with torch.no_grad():
-                for target in self.targets[name]:
-                    target.copy_(values[-1])
+            if self.binding is not None:
+                with torch.no_grad():
+                    self.binding.put(name, values[-1])
 
     def _check_tied(self) -> None:
-        if self._model is None:
-            return
-        for names in tied_names(self._model, self.pool.tensors):
+        for names in self.binding.tied if self.binding else ():
             for i, member in enumerate(self.pool.members):
                 if not same_bits(self.pool.load_tensor(i, name) for name in names):
                     raise MemberError(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.members.averaging import Average
-from fusetune.members.binding import write
 from fusetune.members.layout import TILE, Group
 from fusetune.members.member import Members
 from fusetune.members.mixing import Mixing
@@ -37,8 +36,7 @@ class StreamingAverage(Average):
         with torch.no_grad():
             for group, tile, total in self._tiles(point):
                 for piece in group.pieces(tile):
-                    for target in self.targets[piece.name]:
-                        write(target, piece.tensor, total[piece.tile])
+                    self._bound.write(piece.name, piece.tensor, total[piece.tile])
 
     def _all_rows(self, group: Group, mixing: Mixing) -> Iterator[Tensor]:
         """`_rows` of every tile, the next one being read while one is used."""

@@ -68,6 +68,13 @@ def fisher(
             "are quantised.",
             hint="Leave fisher out, or load the base in float32, bfloat16 or float16.",
         )
+    if average.binding is not None and average.binding.converted:
+        raise StageError(
+            "The method fisher needs a gradient for each tensor of the members' files, and "
+            f"Transformers converts {len(average.binding.waits_for_others)} of them on loading "
+            f"({min(average.binding.waits_for_others)} and so on).",
+            hint="Leave fisher out of the methods; the others take any architecture.",
+        )
     scorer = evaluator.scorer("The method fisher")
     k, n = len(pool), len(scorer.encoded)
     started = time.perf_counter()
