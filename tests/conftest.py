@@ -24,6 +24,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _own_state(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test remembers, or finds, a consent of the user who runs the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(autouse=True)
 def _one_seed() -> None:
     """No test depends on the random state that another one left behind."""
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from fusetune.cli_exchange import add_to as add_exchange
 from fusetune.cli_fuse import add_to as add_fuse
 from fusetune.cli_fuse import next_lines
 from fusetune.cli_options import (
+    AllowCode,
     Executor,
     Force,
     Out,
@@ -78,6 +79,7 @@ def _add_stage(name: str, stage: str | None, summary: str) -> None:
         overrides: Overrides = None,
         out: Out = None,
         force: Force = False,
+        allow_code: AllowCode = False,
         print_recipe: PrintRecipe = False,
         executor: Executor = None,
         storage: Storage = None,
@@ -86,7 +88,8 @@ def _add_stage(name: str, stage: str | None, summary: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         overrides = placed(overrides, executor, storage, study)
-        _stage(stage, source, overrides, out, force, print_recipe, quiet, verbose)
+        shown = {"print_recipe": print_recipe, "quiet": quiet, "verbose": verbose}
+        _stage(stage, source, overrides, out, force=force, allow_code=allow_code, **shown)
 
     app.command(name, help=summary)(command)
 
@@ -125,6 +128,7 @@ def export(
     mergekit: Annotated[
         Path | None, typer.Option(help="Write a recipe of mergekit to this file.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write the model of another method, of a point of the front, or of other weights."""
     with errors():
@@ -140,6 +144,7 @@ def export(
             mergekit=mergekit,
             display=Display(),
             form=form,
+            allow_code=allow_code,
         )
 
 
@@ -156,6 +161,7 @@ def compare(
     ] = None,
     out: Out = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -172,7 +178,8 @@ def compare(
 
         display = Display(quiet=quiet, verbose=verbose)
         folder = out or Path("runs") / f"compare-{run_name(path)}"
-        run_all(recipe, folder, numbers, methods=rows, force=force, display=display)
+        options = {"force": force, "allow_code": allow_code}
+        run_all(recipe, folder, numbers, methods=rows, display=display, **options)
 
 
 add_to(app)
@@ -212,17 +219,16 @@ def _stage(
     source: str,
     overrides: list[str] | None,
     out: Path | None,
-    force: bool,
+    *,
     print_recipe: bool,
-    quiet: bool,
-    verbose: bool,
+    **options: bool,
 ) -> None:
     with errors():
         recipe, out = recipe_and_folder(source, overrides, out)
         if print_recipe:
             typer.echo(recipe.to_yaml())
             return
-        run_stages(recipe, out, stage, force=force, quiet=quiet, verbose=verbose)
+        run_stages(recipe, out, stage, **options)
 
 
 def _numbers(text: str) -> list[int]:

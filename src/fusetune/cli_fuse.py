@@ -10,6 +10,7 @@ import typer
 
 from fusetune.cli_errors import errors
 from fusetune.cli_options import (
+    AllowCode,
     Executor,
     Force,
     Out,
@@ -78,6 +79,7 @@ def fuse(
     ] = False,
     out: Out = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     print_recipe: PrintRecipe = False,
     executor: Executor = None,
     storage: Storage = None,
@@ -107,7 +109,8 @@ def fuse(
             typer.echo(recipe.to_yaml())
             return
         stage = None if members else "fuse"
-        run_stages(recipe, out, stage, force=force, quiet=quiet, verbose=verbose)
+        shown = {"quiet": quiet, "verbose": verbose}
+        run_stages(recipe, out, stage, force=force, allow_code=allow_code, **shown)
 
 
 def _inferred(

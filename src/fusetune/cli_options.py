@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,14 @@ Out = Annotated[
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Start anew instead of going on where it stopped.")
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Consent to code that the recipe names: metrics of your own, Python of harness "
+        "tasks. Remembered for the run folder.",
+    ),
 ]
 PrintRecipe = Annotated[
     bool, typer.Option("--print-recipe", help="Show the resolved recipe and do nothing.")
@@ -125,7 +133,14 @@ def placed(
 
 
 def run_stages(
-    recipe: Recipe, out: Path, stage: str | None, *, force: bool, quiet: bool, verbose: bool
+    recipe: Recipe,
+    out: Path,
+    stage: str | None,
+    *,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    allow_code: bool = False,
 ) -> None:
     """Run all stages of a recipe, or one, and show how it goes."""
     if not quiet and first_process():
@@ -137,4 +152,5 @@ def run_stages(
     with joined(recipe) as leads:
         if leads:
             display = Display(quiet=quiet, verbose=verbose)
-            run_pipeline(recipe, out, stage=stage, force=force, display=display)
+            options: dict[str, Any] = {"force": force, "allow_code": allow_code}
+            run_pipeline(recipe, out, stage=stage, display=display, **options)

@@ -9,6 +9,7 @@ import typer
 
 from fusetune.cli_errors import errors
 from fusetune.cli_options import (
+    AllowCode,
     Force,
     Out,
     Overrides,
@@ -36,6 +37,7 @@ def landscape(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page; in the run folder by default.")
     ] = None,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -46,7 +48,8 @@ def landscape(
 
         names = [name.strip() for name in members.split(",")] if members is not None else []
         display = Display(quiet=quiet, verbose=verbose)
-        draw(folder, members=names, grid=grid, split=split, out=out, display=display)
+        options = {"grid": grid, "split": split, "out": out, "allow_code": allow_code}
+        draw(folder, members=names, display=display, **options)
 
 
 def transfer(
@@ -55,6 +58,7 @@ def transfer(
     trials: Annotated[int, typer.Option(min=2, help="How many hyper-parameter settings.")] = 8,
     out: Out = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -65,4 +69,5 @@ def transfer(
         from fusetune.pipeline.transfer import transfer as run_all
 
         display = Display(quiet=quiet, verbose=verbose)
-        run_all(recipe, folder, trials=trials, force=force, display=display)
+        options = {"force": force, "allow_code": allow_code}
+        run_all(recipe, folder, trials=trials, display=display, **options)

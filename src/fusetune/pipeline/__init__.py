@@ -44,6 +44,7 @@ def run(
     extend: bool = False,
     shared: SharedTrainings | None = None,
     display: Display | None = None,
+    allow_code: bool = False,
 ) -> RunFolder:
     """Run all stages, or one; what is complete is not done again.
 
@@ -57,6 +58,7 @@ def run(
             recipe as well; what its methods found is kept.
         shared: Trainings of other runs, of which none is done again.
         display: Where progress is shown; quiet if None.
+        allow_code: Consent to code that the recipe names; remembered for the folder.
 
     Raises:
         FusetuneError: For everything that a user can cause.
@@ -67,7 +69,7 @@ def run(
         if extend and not force:
             recipe = folder.join_methods(recipe)
         first = folder.check_recipe(recipe, stage=stage, force=force)
-        context = Context(recipe, folder, display, shared)
+        context = Context(recipe, folder, display, shared, allow_code=allow_code)
         try:
             with full_disk_is_an_error(folder.path):
                 _prepare(context, first)

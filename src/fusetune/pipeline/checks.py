@@ -31,6 +31,7 @@ def check(context: Context) -> None:
             the disk does not fit.
     """
     recipe = context.recipe
+    _ = context.code  # before anything is loaded
     context.source.check(adapters=recipe.model.lora is not None)
     if problems := quantisation_problems(context.source.quantised, recipe):
         raise RecipeError(f"{context.source.label} is quantised: {'; '.join(problems)}.")
@@ -51,7 +52,7 @@ def check(context: Context) -> None:
     if isinstance(context.task, OfModel):  # what does not fit the model shows in encoding
         for split in context.task.splits:
             _ = context.train_data if split == "train" else context.encode(split)
-    code = notes.of_code(recipe.model.trust_remote_code, recipe.task.metrics)
+    code = notes.of_code(recipe.model.trust_remote_code)
     slow = notes.of_precision(context.precision, context.device)
     for note in (*code, *slow, *context.task.notes):
         context.display.warn(note)

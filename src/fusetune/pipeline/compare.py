@@ -34,6 +34,7 @@ def compare(
     trained: Mapping[RunFolder, Recipe] = MappingProxyType({}),
     force: bool = False,
     display: Display,
+    allow_code: bool = False,
 ) -> Comparison:
     """Make the runs that the rows need, once per seed, and compare the rows.
 
@@ -53,6 +54,7 @@ def compare(
             full is taken over from it.
         force: Start every run anew.
         display: Where progress and the table are shown.
+        allow_code: Consent to code that the recipe names.
 
     Raises:
         FusetuneError: As `run`; before long work, if a row is not known or cannot be made
@@ -61,9 +63,10 @@ def compare(
     rows = wanted_rows(recipe, methods, display.warn)
     plans = _plans(recipe, rows, seeds)
     _check_folders(out, plans, force=force)
-    task = _check_runs(out, plans[seeds[0]])
+    task = _check_runs(out, plans[seeds[0]], allow_code)
     with claimed(out, "The folder of the comparison"):
-        return _compare(plans, rows, task, out, trained, force=force, display=display)
+        options = {"force": force, "display": display, "allow_code": allow_code}
+        return _compare(plans, rows, task, out, trained, **options)
 
 
 def _compare(
@@ -75,11 +78,13 @@ def _compare(
     *,
     force: bool,
     display: Display,
+    allow_code: bool,
 ) -> Comparison:
     results = []
     for seed, plan in plans.items():
         folder = out / f"seed-{seed}"
-        made, failed = _run_all(plan, folder, trained, force=force, display=display)
+        options = {"force": force, "display": display, "allow_code": allow_code}
+        made, failed = _run_all(plan, folder, trained, **options)
         found = seed_results(plan, made, failed, task.objectives[1])
         results.append({"task": task.name, "seed": seed, **found})
     if not any(result["methods"] for result in results):
@@ -122,12 +127,12 @@ def _check_folders(out: Path, plans: Mapping[int, Plan], *, force: bool) -> None
                 folder.check_recipe(recipe, stage=None, force=False)  # raises, with the keys
 
 
-def _check_runs(out: Path, plan: Plan) -> Task:
+def _check_runs(out: Path, plan: Plan, allow_code: bool) -> Task:
     """Check data, model and arguments of every run that is to be made; returns the task."""
     tasks: list[Task] = []
     for name, recipe in plan.runs.items():
         folder = RunFolder(out / f"seed-{recipe.seed}" / name)
-        context = Context(recipe, folder, Display(quiet=True))
+        context = Context(recipe, folder, Display(quiet=True), allow_code=allow_code)
         try:
             if folder.done("report") is None:
                 with log_to(Path(os.devnull), verbose=False):  # each run logs its own check
@@ -146,6 +151,7 @@ def _run_all(
     *,
     force: bool,
     display: Display,
+    allow_code: bool,
 ) -> tuple[dict[str, RunFolder], dict[str, str]]:
     """The folders of the runs that were made, and why others led to nothing."""
     folders: dict[str, RunFolder] = {}
@@ -159,6 +165,7 @@ def _run_all(
     for name, recipe in plan.runs.items():
         display.say(f"seed {recipe.seed}, {name}")
         options: dict[str, Any] = {"force": force, "extend": True, "shared": shared}
+        options["allow_code"] = allow_code
         try:
             folders[name] = run(recipe, out / name, display=display, **options)
             known[folders[name]] = recipe

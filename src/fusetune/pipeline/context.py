@@ -32,6 +32,7 @@ from fusetune.models.quantised import quantised_layers
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.storage import open_storage, quiet, storing
 from fusetune.optimization.study import Loop
+from fusetune.pipeline import consent
 from fusetune.pipeline.display import Display
 from fusetune.pipeline.make_task import make_task
 from fusetune.pipeline.shared import SharedTrainings, search_identity
@@ -53,6 +54,7 @@ class Context:
         folder: Claimed by this process.
         display: Where progress is shown.
         shared: Trainings of other runs that this one may take over, and may hand on to.
+        allow_code: Whether the user consents to code that the recipe names; see `consent`.
     """
 
     def __init__(
@@ -61,8 +63,11 @@ class Context:
         folder: RunFolder,
         display: Display,
         shared: SharedTrainings | None = None,
+        *,
+        allow_code: bool = False,
     ) -> None:
         self.shared = shared
+        self.allow_code = allow_code
         self.recipe = recipe
         self.folder = folder
         self.display = display
@@ -70,8 +75,22 @@ class Context:
         self._said: set[str] = set()
 
     @cached_property
+    def code(self) -> tuple[str, ...]:
+        """What the report says of code that the recipe names; said before it is imported.
+
+        Raises:
+            RecipeError: If the user has not consented to it.
+        """
+        section, folder = self.recipe.task, self.folder.path
+        said = consent.require(section, folder, allow_code=self.allow_code)
+        for line in said:
+            self.note(line)
+        return tuple(said)
+
+    @cached_property
     def task(self) -> Task:
         """The task with its data read and checked."""
+        _ = self.code
         trains = self.recipe.train.checkpoints is None
         return make_task(self.recipe.task, self.recipe.seed, trains=trains)
 

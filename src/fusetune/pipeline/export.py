@@ -32,6 +32,7 @@ def export_model(
     mergekit: Path | None = None,
     display: Display,
     form: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Write a model of a finished run, or the recipe by which mergekit makes it.
 
@@ -48,6 +49,7 @@ def export_model(
         mergekit: Where a recipe of mergekit goes.
         display: Where to say what was done.
         form: Of adapters: merged, adapter or adapter-svd:RANK; the recipe's by default.
+        allow_code: Consent to code that the recipe names.
 
     Raises:
         RunError: If the run has not been fused, or has no such method, the weights are not
@@ -62,7 +64,7 @@ def export_model(
         raise RunError("Give one of --method, --weights and --pick.")
     if out is None and mergekit is None:
         raise RunError("Nothing to write.", "Give --out FOLDER, or --mergekit FILE.")
-    context = Context(load(folder.recipe_file), folder, display)
+    context = Context(load(folder.recipe_file), folder, display, allow_code=allow_code)
     bench = open_members(context)
     chosen, extra = _chosen(context, bench, method or str(record["chosen"]), weights, pick)
     if mergekit is not None:

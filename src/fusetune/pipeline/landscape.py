@@ -44,6 +44,7 @@ def landscape(
     split: str = "validation",
     out: str | Path | None = None,
     display: Display | None = None,
+    allow_code: bool = False,
 ) -> Path:
     """Evaluate a grid of the plane through three members; write a page and its data.
 
@@ -58,6 +59,7 @@ def landscape(
         out: The page; the data go beside it with the ending .json. `landscape.html` in the
             run folder if None (`landscape-SPLIT.html` for another split than validation).
         display: Where progress is shown; quiet if None.
+        allow_code: Consent to code that the recipe names.
 
     Returns:
         The page.
@@ -75,7 +77,7 @@ def landscape(
     chosen_split = _split(split)
     target = _target(folder, out, chosen_split)
     with folder.claim(), log_to(folder.log, verbose=display.verbose):
-        context = Context(load(folder.recipe_file), folder, display)
+        context = Context(load(folder.recipe_file), folder, display, allow_code=allow_code)
         try:
             with full_disk_is_an_error(folder.path):
                 found = _measure(context, members, grid, chosen_split)

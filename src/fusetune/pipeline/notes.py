@@ -61,15 +61,11 @@ def of_training(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def of_code(trust_remote_code: bool, metrics: Iterable[str]) -> list[str]:
-    """Which code from outside of fusetune a run calls, by the recipe's consent."""
-    found = []
-    if trust_remote_code:
-        found.append("trust_remote_code is on: code that comes with the model is run.")
-    own = [name for name in metrics if ":" in name]
-    if own:
-        found.append(f"The recipe's own metrics are imported and called: {', '.join(own)}.")
-    return found
+def of_code(trust_remote_code: bool) -> list[str]:
+    """Whether code that comes with the model is run."""
+    if not trust_remote_code:
+        return []
+    return ["trust_remote_code is on: code that comes with the model is run."]
 
 
 def of_precision(precision: str, device: torch.device) -> list[str]:

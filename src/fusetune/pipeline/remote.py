@@ -72,7 +72,9 @@ class Place:
         if Path(self.directory).is_dir():
             os.chdir(self.directory)
         shared = None if self.shared is None else SharedTrainings(Path(self.shared))
-        return Context(self.recipe, RunFolder(self.folder), Display(quiet=True), shared)
+        # The driver has asked for the user's consent; this machine may not remember it.
+        display, folder = Display(quiet=True), RunFolder(self.folder)
+        return Context(self.recipe, folder, display, shared, allow_code=True)
 
     def require_folder(self) -> None:
         """Check that this machine sees the run folder.

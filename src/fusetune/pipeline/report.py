@@ -149,7 +149,8 @@ def _record(
         trials=tuple(_trial(t, taken) for t in search_trials),
         cost=ledger(context, bench.pool, fusion_trials),
         notes=_texts(
-            *notes.of_code(context.recipe.model.trust_remote_code, context.recipe.task.metrics),
+            *notes.of_code(context.recipe.model.trust_remote_code),
+            *context.code,
             *context.task.notes,
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),

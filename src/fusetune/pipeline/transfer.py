@@ -50,6 +50,7 @@ def transfer(
     trials: int = TRIALS,
     force: bool = False,
     display: Display | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Train Sobol points of the search space in both variants, and compare their orders.
 
@@ -63,6 +64,7 @@ def transfer(
         trials: How many λ.
         force: Start anew.
         display: Where progress is shown; quiet if None.
+        allow_code: Consent to code that the recipe names.
 
     Returns:
         The content of transfer.json.
@@ -79,7 +81,7 @@ def transfer(
     folder = RunFolder(out / "transfer")
     with folder.claim(), log_to(folder.log, verbose=display.verbose):
         folder.check_recipe(light, stage=None, force=force)
-        context = Context(light, folder, display)
+        context = Context(light, folder, display, allow_code=allow_code)
         try:
             with full_disk_is_an_error(out):
                 check(context)

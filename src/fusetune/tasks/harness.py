@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import BaseLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +56,8 @@ def load(names: Sequence[str], folder: str | None) -> dict[str, dict[str, Any]]:
         DataError: If its data cannot be read.
     """
     task_manager = _imported("lm_eval.tasks").TaskManager
+    if folder is not None:
+        _sandbox_templates()
     with quiet():
         manager = task_manager(include_path=folder, include_defaults=folder is None)
         if folder is not None and not set(names) <= set(manager.all_tasks):
@@ -68,6 +72,20 @@ def load(names: Sequence[str], folder: str | None) -> dict[str, dict[str, Any]]:
                 f"Near: {', '.join(near)}." if near else "See `lm-eval ls tasks`.",
             )
     return {name: _loaded(manager, name) for name in names}
+
+
+def _sandbox_templates() -> None:
+    """Let templates of tasks see their documents and nothing else.
+
+    The harness renders them with all of Python within reach (`cycler.__init__.__globals__`),
+    so that a YAML file without any `!function` could run a command.
+    """
+    utils = _imported("lm_eval.utils")
+    sandbox = SandboxedEnvironment(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    sandbox.filters.update(utils.env.filters)
+    utils.env = sandbox
 
 
 def _loaded(manager: Any, name: str) -> dict[str, Any]:
