@@ -109,12 +109,12 @@ def test_only_the_pipeline_knows_recipes() -> None:
 def test_modules_and_functions_stay_small() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 320, path
+        assert len(text.splitlines()) <= 500, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 code = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = (code[-1].end_lineno or 0) - code[0].lineno if code else 0
-                assert lines <= 50, f"{path}: {node.name}"
+                assert lines <= 80, f"{path}: {node.name}"
 
 
 def test_the_tree_in_the_readme_is_the_folder() -> None:
