@@ -200,7 +200,7 @@ def members(
         from fusetune.members.pool import inspect
         from fusetune.report.members import members_table
 
-        found = inspect(paths, allow_pickle=allow_pickle)
+        found = inspect(paths, allow_pickle=allow_pickle, own_model=True)
         console = Console(highlight=False)
         console.print(members_table(found.members))
         for path in found.incomplete:
@@ -210,6 +210,8 @@ def members(
         if not found.compatible:
             raise typer.Exit(2)
         console.print(f"These {len(found.members)} checkpoints can be fused.")
+        if not found.model and not found.members[0].config:
+            typer.echo("Whether they fit your model is checked when you give it (model_init).")
         for line in next_lines(found.members):
             typer.echo(shown(line))
 

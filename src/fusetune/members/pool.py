@@ -21,6 +21,7 @@ from fusetune.members.compare import differences, mismatch
 from fusetune.members.conversion import Conversion, open_member
 from fusetune.members.discover import Paths, find_members
 from fusetune.members.files import FileSource
+from fusetune.members.fit import check_fits_its_model
 from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from fusetune.members.member import Member, Source
@@ -47,11 +48,14 @@ class Inspection:
         members: The checkpoints that can be read, in order of trajectory and training step.
         errors: Why they, or others that cannot be read, cannot be fused; empty if they can.
         incomplete: Folders whose writing never ended; left out.
+        model: Class of Transformers whose tensors the members have; empty where their files
+            name none, they are adapters, or nobody asked.
     """
 
     members: tuple[Member, ...]
     errors: tuple[MemberError, ...]
     incomplete: tuple[Path, ...]
+    model: str = ""
 
     @property
     def compatible(self) -> bool:
@@ -237,12 +241,14 @@ class MemberPool:
         StreamingAverage(self, model).into_model(weights)
 
 
-def inspect(paths: Paths, *, allow_pickle: bool = False) -> Inspection:
+def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False) -> Inspection:
     """Say what the checkpoints are, and whether and why they can or cannot be fused.
 
     Args:
         paths: As of `MemberPool.open`.
         allow_pickle: Consent to pickled ones; others' tensors are not read.
+        own_model: Whether they will be put into the model that their configuration names, and
+            so have to fit it, too.
 
     Raises:
         MemberError: Only if there is no checkpoint to speak of.
@@ -270,4 +276,10 @@ def inspect(paths: Paths, *, allow_pickle: bool = False) -> Inspection:
                 hint="Save more checkpoints in training, or give the folder of all of them.",
             )
         )
-    return Inspection(tuple(members), tuple(errors), found.incomplete)
+    model = ""
+    if own_model and not errors and not isinstance(members[0], AdapterMember):
+        try:
+            model = check_fits_its_model(members[0])
+        except MemberError as error:
+            errors.append(error)
+    return Inspection(tuple(members), tuple(errors), found.incomplete, model)

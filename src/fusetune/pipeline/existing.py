@@ -39,7 +39,9 @@ def find(recipe: Recipe) -> tuple[Member, ...]:
             `model.lora` is not set, or the other way round.
     """
     assert recipe.train.checkpoints is not None
-    found = inspect(recipe.train.checkpoints, allow_pickle=recipe.model.allow_pickle)
+    found = inspect(
+        recipe.train.checkpoints, allow_pickle=recipe.model.allow_pickle, own_model=True
+    )
     if found.errors:
         raise found.errors[0]
     count = len(found.members)

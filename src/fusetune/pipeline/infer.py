@@ -100,7 +100,7 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
 
 
 def _members(wanted: Wanted) -> tuple[Member, ...]:
-    inspection = inspect(list(wanted.members), allow_pickle=wanted.allow_pickle)
+    inspection = inspect(list(wanted.members), allow_pickle=wanted.allow_pickle, own_model=True)
     require_one_kind(wanted, inspection.members)
     if inspection.errors:
         raise inspection.errors[0]

@@ -25,6 +25,7 @@ from fusetune.errors import StageError
 from fusetune.members.base import base_sha256, is_peft
 from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
+from fusetune.members.fit import check_can_be_collected
 from fusetune.members.fully_sharded import is_sharded
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
@@ -139,7 +140,10 @@ class MemberCollector(TrainerCallback):
 
         Raises:
             StageError: If the disk is too small.
+            MemberError: If what will be written could not be fused.
         """
+        if not (is_peft(model) or is_sharded(model)):
+            check_can_be_collected(getattr(model, "module", model))
         self.folder.mkdir(parents=True, exist_ok=True)
         own = member_name(0, self.trajectory).rstrip("0")
         for path in self.folder.iterdir():
