@@ -92,6 +92,19 @@ def copied_members(bert_members: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def edit_config() -> Callable[..., None]:
+    """Changes settings in config.json of a folder; None takes them out."""
+
+    def change(folder: Path, **settings: object) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | settings
+        left = {key: value for key, value in config.items() if value is not None}
+        path.write_text(json.dumps(left))
+
+    return change
+
+
+@pytest.fixture
 def bert() -> PreTrainedModel:
     return tiny_bert()
 

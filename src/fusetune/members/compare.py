@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fusetune.errors import MemberError
 from fusetune.members.binding import SHOWN
-from fusetune.members.member import Member, config_value
+from fusetune.members.configuration import config_differences
+from fusetune.members.member import Member
 
-# Settings without which equal shapes do not mean equal functions. Others, such as dropout,
-# may differ between the runs whose members are fused.
+KINDS = "All members must come from fine-tuning one base model with one head."
 SETTINGS = (
-    "model_type",
-    "architectures",
-    "vocab_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "id2label",
-    "tie_word_embeddings",
+    "The same weights are another function under another configuration: fuse checkpoints of "
+    "one configuration, or correct the config.json that does not say how they were trained."
 )
 
 
@@ -34,10 +26,14 @@ def differences(members: Sequence[Member]) -> tuple[Member, dict[Path, tuple[str
     Returns:
         The reference, and folder → differences for each member that differs.
     """
-    kinds = [kind(member) for member in members]
-    counts = Counter(kinds)
-    reference = members[kinds.index(max(kinds, key=lambda one: counts[one]))]
-    found = {m.path: tuple(_compare(reference, m)) for m in members}
+    kinds: dict[Path, int] = {}  # first member of each kind → how many there are
+    for member in members:
+        same = (m for m in members if m.path in kinds and not compare(m, member))
+        first = next(same, member)
+        kinds[first.path] = kinds.get(first.path, 0) + 1
+    most = max(kinds, key=lambda path: kinds[path])
+    reference = next(member for member in members if member.path == most)
+    found = {m.path: tuple(compare(reference, m)) for m in members}
     return reference, {path: lines for path, lines in found.items() if lines}
 
 
@@ -49,28 +45,19 @@ def mismatch(reference: Member, different: Mapping[Path, Sequence[str]]) -> Memb
         lines += [f"  {item}" for item in items[:SHOWN]]
         if len(items) > SHOWN:
             lines.append(f"  … and {len(items) - SHOWN} more")
-    return MemberError(
-        "\n".join(lines) + "\n",
-        hint="All members must come from fine-tuning one base model with one head.",
+    alike = all(
+        item.startswith("config.json ") for items in different.values() for item in items
     )
+    return MemberError("\n".join(lines) + "\n", hint=SETTINGS if alike else KINDS)
 
 
 def _count(items: Sequence[str]) -> str:
     return f"{len(items)} difference{'s' if len(items) > 1 else ''} (there != here)."
 
 
-def kind(member: Member) -> tuple[Any, ...]:
-    """What whole models must have in common to be averaged; equal or not."""
-    tensors = tuple((n, t.dtype, t.shape) for n, t in member.tensors.items())
-    return tensors, tuple(repr(config_value(member.config, key)) for key in SETTINGS)
-
-
-def _compare(reference: Member, other: Member) -> list[str]:
-    lines = []
-    for key in SETTINGS if reference.config and other.config else ():
-        ours, theirs = config_value(reference.config, key), config_value(other.config, key)
-        if ours != theirs:
-            lines.append(f"config.json {key}: {theirs!r} != {ours!r}")
+def compare(reference: Member, other: Member) -> list[str]:
+    """What stands in the way of averaging two whole models; empty if nothing does."""
+    lines = config_differences(reference.config, other.config)
     for name in sorted(reference.tensors.keys() | other.tensors.keys()):
         ours, theirs = reference.tensors.get(name), other.tensors.get(name)
         if ours is None:

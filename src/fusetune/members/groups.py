@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.adapter_compare import fits as adapters_fit
-from fusetune.members.compare import kind
+from fusetune.members.compare import compare
 from fusetune.members.member import Member
 
 
@@ -35,4 +35,4 @@ def fit(first: Member, second: Member) -> bool:
     adapters = [isinstance(member, AdapterMember) for member in (first, second)]
     if any(adapters):
         return all(adapters) and adapters_fit(first, second)
-    return kind(first) == kind(second)
+    return not compare(first, second)
