@@ -10,7 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BertForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from fusetune.errors import MemberError
 from fusetune.members.average import plan
@@ -61,6 +66,28 @@ def test_what_the_pretrained_model_lacks_is_the_first_members(
         write_base(tmp_path / "other", pool, state_of(pretrained(0, num_labels=3)))
     with pytest.raises(MemberError, match=r"has no bert\.embeddings"):
         write_base(tmp_path / "other", pool, {})
+
+
+def test_its_tensors_are_taken_in_the_layout_of_the_files(
+    save_members: SaveMembers, tmp_path: Path
+) -> None:
+    def build() -> PreTrainedModel:
+        sizes = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 8}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        return MixtralForCausalLM(
+            MixtralConfig(**sizes, **heads, num_hidden_layers=1, num_local_experts=2)
+        )
+
+    pool = MemberPool.open(save_members(build, k=2))
+    base = build()
+    extended = add_base(
+        pool, write_base(tmp_path / "base", pool, state_of(base, tuple(pool.tensors)))
+    )
+    model = build()
+    plan(extended, model).into_model(FusionWeights.one_hot(2, 3))
+    assert any("experts.gate_up_proj" in name for name in model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, base.state_dict()[name])
 
 
 @pytest.mark.parametrize("dora", [False, True])

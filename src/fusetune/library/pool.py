@@ -17,6 +17,7 @@ from fusetune.members.base import is_peft
 from fusetune.members.base_member import add_base, state_of, write_base
 from fusetune.members.discover import Paths
 from fusetune.members.manifest import read_manifest
+from fusetune.members.member import architectures
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 
@@ -75,8 +76,9 @@ def _tensors(
     pool: MemberPool, base_member: nn.Module | str | Path | bool
 ) -> tuple[Mapping[str, Tensor], frozenset[str]]:
     """θ_0, and the names of what it lacks and the first member has."""
+    names = () if pool.adapters is not None else tuple(pool.tensors)
     if isinstance(base_member, nn.Module):
-        return state_of(_without_adapters(base_member)), frozenset()
+        return state_of(_without_adapters(base_member), names), frozenset()
     first = pool.members[0]
     if isinstance(first, AdapterMember):
         return {}, frozenset(first.whole)
@@ -85,14 +87,14 @@ def _tensors(
             "base_member=True is for adapters, which name their base model.",
             "Give the model that the training began with, or its folder or hub id.",
         )
-    names = [n for n in first.config.get("architectures") or [] if hasattr(transformers, n)]
-    if not names:
+    classes = [n for n in architectures(first.config) if hasattr(transformers, n)]
+    if not classes:
         raise ModelError(
             f"What model {base_member} has to become is unknown: {first.path} names no class "
             "of transformers.",
             "Give base_member as a module, as it was before the training.",
         )
-    kind = getattr(transformers, names[0])
+    kind = getattr(transformers, classes[0])
     config = transformers.AutoConfig.from_pretrained(first.loadable, trust_remote_code=False)
     drawn: set[str] = set()
 
@@ -105,7 +107,7 @@ def _tensors(
         return built
 
     model = resolve(str(base_member)).build(make)
-    return state_of(model), frozenset(drawn)
+    return state_of(model, tuple(pool.tensors)), frozenset(drawn)
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:

@@ -27,6 +27,7 @@ from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import read_manifest, write_manifest
 from fusetune.members.member import SINGLE
 from fusetune.members.pool import MemberPool
+from fusetune.members.saved_layout import to_saved_layout
 from fusetune.members.writer import write_tensors
 
 FILES = ("config.json", "generation_config.json")
@@ -120,6 +121,16 @@ def _of(adapter: AdapterMember, name: str) -> TensorSpec:
     return TensorSpec(info.dtype, info.shape)
 
 
-def state_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A model's tensors, by name."""
-    return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+def state_of(model: torch.nn.Module, files: Collection[str] = ()) -> dict[str, Tensor]:
+    """A model's tensors, under its own names or under those of checkpoints' files.
+
+    Args:
+        model: Any module.
+        files: Names in the files of checkpoints; if `save_pretrained` gives the model's tensors
+            these names, they are taken in the layout of its files.
+    """
+    own = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    if not files:
+        return own
+    saved = to_saved_layout(model, own)
+    return saved if saved.keys() >= set(files) else own

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fusetune.errors import RecipeError
 from fusetune.members.base import Base
 from fusetune.members.base_member import check_base_tensors, state_of
+from fusetune.members.fit import check_can_be_collected
 from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
 from fusetune.members.member import Member
@@ -136,6 +137,8 @@ def _check_model(context: Context, members: Sequence[Member]) -> tuple[int, int]
         find_blocks(plain.config.to_dict(), shapes)
     if recipe.fuse.base_member and members and context.lora is None:
         specs = members[0].tensors
-        check_base_tensors(specs, state_of(model), list(specs))
+        check_base_tensors(specs, state_of(model, tuple(specs)), list(specs))
+    if context.lora is None and not exist:
+        check_can_be_collected(model)
     trained = sum(nbytes for nbytes, trains in sizes if trains)
     return size, size if context.lora is None else trained

@@ -241,5 +241,6 @@ def with_base(context: Context, pool: MemberPool) -> MemberPool:
             write_base(folder, pool, {})  # an adapter without factors says it all
         else:
             model, drawn = context.pretrained()
-            write_base(folder, pool, state_of(model), drawn)
+            names = () if pool.adapters is not None else tuple(pool.tensors)
+            write_base(folder, pool, state_of(model, names), drawn)
     return add_base(pool, folder)
