@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from fusetune.errors import RecipeError
 from fusetune.members.base import Base
 from fusetune.members.base_member import check_base_tensors, state_of
-from fusetune.members.fit import check_can_be_collected
 from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
+from fusetune.members.fit import check_can_be_collected
 from fusetune.members.member import Member
 from fusetune.models.lora import require_peft
 from fusetune.models.quantised import merged_bytes, quantised_layers
