@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from fusetune.errors import MemberError
-from fusetune.members.average import StreamingAverage
+from fusetune.members.average import StreamingAverage, for_files
 from fusetune.members.header import read_header
 from fusetune.members.points import Combination, OwnModel, Point
 from fusetune.members.pool import MemberPool
@@ -115,3 +117,37 @@ def test_without_a_model_nothing_can_be_evaluated(mixed: MemberPool) -> None:
     average = StreamingAverage(mixed, None)
     with pytest.raises(ValueError, match="without a model"):
         _ = average.model
+
+
+def test_merged_adapters_are_written_in_the_layout_of_their_base_models_files(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    base = MixtralForCausalLM(
+        MixtralConfig(**sizes, **heads, num_hidden_layers=1, num_local_experts=2)
+    )
+    base.save_pretrained(tmp_path / "base")
+    merged = []
+    for i in range(2):
+        model = peft.get_peft_model(
+            MixtralForCausalLM.from_pretrained(tmp_path / "base"),
+            peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_()
+        model.save_pretrained(tmp_path / "members" / f"checkpoint-{i}")
+        merged.append(model.merge_and_unload().state_dict())
+    pool = MemberPool.open(tmp_path / "members")
+    average = for_files(pool)
+    (tmp_path / "out").mkdir()
+    (file,) = write_average(average, FusionWeights((0.25, 0.75)), tmp_path / "out")
+    assert load_file(file).keys() == load_file(tmp_path / "base/model.safetensors").keys()
+    base.config.save_pretrained(tmp_path / "out")
+    loaded = MixtralForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in loaded.items():
+        expected = 0.25 * merged[0][name] + 0.75 * merged[1][name]
+        torch.testing.assert_close(tensor, expected)

@@ -141,6 +141,17 @@ def saved_layout(model: nn.Module, files: Iterable[str], state: Iterable[str]) -
     )
 
 
+def converts(model: nn.Module) -> bool:
+    """Whether Transformers saves a model in another layout than it holds it in."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return False
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
+
+
 def to_saved_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a model under the names and in the shapes that `save_pretrained` writes.
 
@@ -148,13 +159,11 @@ def to_saved_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
         model: Any module; only those of Transformers convert.
         tensors: Of the model's own state, or others under the same names.
     """
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
+    if not converts(model):
         return dict(tensors)
     from transformers.core_model_loading import revert_weight_conversion
 
-    return dict(revert_weight_conversion(model, dict(tensors)))
+    return dict(revert_weight_conversion(model, dict(tensors)))  # type: ignore[arg-type]
 
 
 def is_left_out_of_files(model: nn.Module, name: str) -> bool:

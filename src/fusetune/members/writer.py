@@ -21,6 +21,7 @@ from fusetune.members.averaging import Average
 from fusetune.members.disk import write_json
 from fusetune.members.header import DTYPES, TensorSpec
 from fusetune.members.points import Point
+from fusetune.members.saved_layout import converts, to_saved_layout
 
 PATTERN = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,7 +34,9 @@ def write_average(
 ) -> list[Path]:
     """Write the point's model as safetensors, in shards with an index if it is large.
 
-    The bits are those of `Average.tensors`.
+    The bits are those of `Average.tensors`. Adapters are merged under the names of the base
+    model; where Transformers saves that in another layout, the whole model is made in memory and
+    converted.
 
     Args:
         average: Of the members.
@@ -42,7 +45,10 @@ def write_average(
         max_shard_size: Largest file, in bytes or as "5GB"; a larger tensor is a file by
             itself.
     """
-    tensors = average.pool.tensors
+    converted = _converted(average, point)
+    tensors: Mapping[str, TensorSpec] = average.pool.tensors
+    if converted is not None:
+        tensors = {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in converted.items()}
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda info: info.nbytes,
@@ -53,8 +59,12 @@ def write_average(
     with contextlib.ExitStack() as stack:
         for name, names in split.filename_to_tensors.items():
             places |= stack.enter_context(_shard(folder / name, names, tensors))
-        for name, part, values in average.parts(point):
-            places[name].write(part, values)
+        if converted is not None:
+            for name, tensor in converted.items():
+                places[name].write(slice(0, tensor.numel()), tensor.reshape(-1))
+        else:
+            for name, part, values in average.parts(point):
+                places[name].write(part, values)
     if split.is_sharded:
         index = {
             "metadata": {"total_size": sum(info.nbytes for info in tensors.values())},
@@ -62,6 +72,14 @@ def write_average(
         }
         write_json(folder / INDEX, index)
     return [folder / name for name in split.filename_to_tensors]
+
+
+def _converted(average: Average, point: Point) -> dict[str, Tensor] | None:
+    """The model in the layout of files, where the average is of tensors in another one."""
+    adapters = getattr(average.pool, "adapters", None)
+    if adapters is None or not converts(adapters.base.model):
+        return None
+    return to_saved_layout(adapters.base.model, average.tensors(point))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
