@@ -35,8 +35,8 @@ def write_average(
     """Write the point's model as safetensors, in shards with an index if it is large.
 
     The bits are those of `Average.tensors`. Adapters are merged under the names of the base
-    model; where Transformers saves that in another layout, the whole model is made in memory and
-    converted.
+    model; where Transformers saves that in another layout, the whole model is made in memory
+    and converted.
 
     Args:
         average: Of the members.
