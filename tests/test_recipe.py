@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from fusetune.errors import RecipeError
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import difference, find, load, parse, ready
+from fusetune.recipe_yaml import read_yaml, write_yaml
 
 MINIMAL = """
 task: {data: somewhere, text: sentence, metrics: accuracy}
@@ -137,3 +139,75 @@ def test_a_model_on_several_devices_is_averaged_where_it_lies() -> None:
     for wrong in ("averaging=resident", "candidates_per_pass=4", "compile=true"):
         with pytest.raises(RecipeError, match=f"fuse.{wrong.partition('=')[0]} is for a model"):
             parse(MINIMAL, ["model.device_map=auto", f"fuse.{wrong}"])
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["yes", "no", "on", "off", "True", "true", "1.0", "1", "007", "1e5", "0x1F", "2026-12-01",
+     "null", "NA", "~", "1:30", "1_000", "+1", "-1", "=", "<<"],
+)  # fmt: skip
+def test_labels_stay_what_they_are_from_the_command_line_to_the_folder(label: str) -> None:
+    text = MINIMAL.replace("accuracy}", f"f1, options: {{positive: {label}}}}}")
+    for recipe in (
+        parse(text),
+        parse(MINIMAL, [f"task.options.positive={label}"]),
+        parse(MINIMAL, [f"task.options={{labels: [{label}, other], positive: {label}}}"]),
+        parse(
+            MINIMAL, [f"task={{data: x, text: y, metrics: f1, options: {{positive: {label}}}}}"]
+        ),
+    ):
+        assert recipe.task.options["positive"] == label
+        assert recipe.task.options.get("labels", [label, "other"]) == [label, "other"]
+        assert parse(recipe.to_yaml()) == recipe
+        assert yaml.safe_load(recipe.to_yaml())["task"]["options"]["positive"] == label
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("010", "010"), ("1:30", "1:30"), ("1_0", "1_0"), ("yes", "yes"), ("Off", "Off"),
+        ("2026-12-01", "2026-12-01"), ("2026-12-01 10:00:00", "2026-12-01 10:00:00"),
+        ("0o17", "0o17"), ("=", "="), ("1e-5", 1e-5), ("5E3", 5000.0), ("-.5", -0.5),
+        ("3.", 3.0), ("0", 0), ("-7", -7), ("0x10", 16), ("true", True), ("False", False),
+        ("null", None), ("~", None), ("1.5e-3", 1.5e-3), ("1e5x", "1e5x"), ("00", "00"),
+    ],
+)  # fmt: skip
+def test_what_yaml_1_1_turns_into_something_else_stays_a_text(written: str, read: Any) -> None:
+    assert read_yaml(f"a: {written}", "recipe") == {"a": read}
+    assert type(read_yaml(written, "recipe")) is type(read)
+    assert read_yaml(write_yaml({"a": read}), "recipe") == {"a": read}
+    assert read_yaml(write_yaml([written]), "recipe") == [written]
+
+
+def test_keys_are_names_and_stand_there_once() -> None:
+    assert read_yaml("{no: 1, 1: 2, null: 3}", "recipe") == {"no": 1, "1": 2, "null": 3}
+    for text in ("{a: 1, b: 2, a: 3}", "b: {c: {a: 1, a: 2}}", "1: x\n'1': y"):
+        with pytest.raises(RecipeError, match="stands twice, again in line"):
+            read_yaml(text, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.name=Items # all", "would be a comment, and lost"),
+        ("task.name=# all", "would be a comment, and lost"),
+        ("task.prompt={{ question }}", "a key in line 1 is no name.*in quotes"),
+        ("task.prompt=Q: {{ question }}", "a key in line 1 is no name.*in quotes"),
+        ("seed=true", r"seed: Input should be a number \(got true\)"),
+        ("train.epochs=1:30", r'train\.epochs: Input should be a valid number \(got "1:30"\)'),
+        ("task.data={train: a, holdout: b}", "task.data: A split is one of train, .*'holdout'"),
+        ("task.data={val: a, dev: b}", "task.data: val, dev name the split validation twice"),
+        ("task.data=[a]", "task.data: Input should be a valid mapping"),
+        ("model=minilm", r'model: Input should be a valid mapping \(got "minilm"\)'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_without_names_of_python(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse(MINIMAL, [override])
+    for word in ("constr", "dict", "Literal", "literal", "str]", "str.", "None", "function-"):
+        assert word not in str(caught.value)
+
+
+def test_splits_may_be_called_by_their_usual_names() -> None:
+    recipe = parse(MINIMAL, ["task.data={train: a.csv, val: b.csv, test: c.csv}"])
+    assert recipe.task.data == {"train": "a.csv", "validation": "b.csv", "test": "c.csv"}

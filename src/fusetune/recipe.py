@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from fusetune.recipe_checks import problems
@@ -20,6 +19,7 @@ from fusetune.recipe_sections import (
     Variant,
 )
 from fusetune.recipe_stages import PROCEDURES, FuseSection, SearchSection, TrainSection
+from fusetune.recipe_yaml import write_yaml
 from fusetune.redaction import tree_without_secrets
 
 __all__ = ["PROCEDURES", "Recipe", "Variant"]
@@ -88,5 +88,4 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, without passwords and tokens."""
-        text: str = yaml.safe_dump(self.public(), sort_keys=False, allow_unicode=True, width=96)
-        return text
+        return write_yaml(self.public())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +15,23 @@ from fusetune.errors import RecipeError, closest
 from fusetune.recipe import Recipe
 from fusetune.recipe_yaml import read_text, read_yaml
 
+TEXTS = (
+    *(f"task.options.{key}" for key in ("answer_pattern", "choices", "csv", "group")),
+    *(f"task.options.{key}" for key in ("generation.stop", "no_answer", "system")),
+    *(f"task.options.{key}!" for key in ("labels", "positive")),
+)
+"""Keys whose values are texts as they are written; see `recipe_yaml.read_yaml`."""
+
 MOST = 40  # errors that are listed
 LONGEST = 200  # characters of a wrong value
+WORDS = {
+    "dictionary": "mapping",
+    "string": "text",
+    "integer": "whole number",
+    "boolean": "boolean, true or false",
+    "tuple": "list",
+}
+"""Python's and pydantic's words of types, and those of recipes."""
 
 
 def ready() -> dict[str, Path]:
@@ -60,9 +77,9 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> Recipe:
     """As `load`, from YAML text; `name` stands in the error messages."""
-    tree = read_yaml(text, name)
+    tree = read_yaml(text, name, texts=TEXTS)
     if not isinstance(tree, dict):
-        raise RecipeError(f"{name} must be a mapping of keys, got {type(tree).__name__}.")
+        raise RecipeError(f"{name} must be a mapping of keys, got {_kind(tree)}.")
     for override in overrides:
         _override(tree, override)
     return _validated(tree, name)
@@ -89,7 +106,7 @@ def _validated(tree: Mapping[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_all_errors(error, name)) from None
+        raise RecipeError(_all_errors(error, name, tree)) from None
 
 
 def difference(
@@ -112,7 +129,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"An override must read key=value, got {override!r}.", "Example: train.epochs=3."
         )
-    _set(tree, key, read_yaml(value, f"override {key}"))
+    below = [path.removeprefix(f"{key}.") for path in TEXTS if path.startswith(f"{key}.")]
+    around = [path for path in TEXTS if f"{key}.".startswith(f"{path.removesuffix('!')}.")]
+    texts = [*below, *("!" if path.endswith("!") else "" for path in around)]
+    _set(tree, key, read_yaml(value, f"override {key}", texts=texts, whole=True))
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -125,19 +145,16 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _all_errors(error: ValidationError, name: str) -> str:
+def _all_errors(error: ValidationError, name: str, tree: object) -> str:
     lines: list[str] = []
-    for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(
-            str(part) for part in item["loc"] if not str(part).startswith("function-")
-        )
-        message = item["msg"].removeprefix("Value error, ")
+    for item in error.errors(include_url=False, include_context=True):
+        place = _place(item["loc"], tree, missing=item["type"] == "missing")
+        where = ".".join(map(str, place))
+        message = wording(item)
         if item["type"] == "extra_forbidden":
             near = len(lines) < MOST  # looking for near names takes a while
-            known = _keys_at(item["loc"][:-1]) if near else []
-            message = "unknown key" + closest(str(item["loc"][-1]), known)
-        elif item["type"] != "missing" and not isinstance(item["input"], dict):
-            message += f" (got {_short(item['input'])})"
+            known = _keys_at(place[:-1]) if near else []
+            message = "unknown key" + closest(str(place[-1]), known)
         lines += [f"{where}: {message}" if where else line for line in message.split("\n  ")]
     lines = list(dict.fromkeys(lines))
     more = [f"and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
@@ -145,8 +162,61 @@ def _all_errors(error: ValidationError, name: str) -> str:
     return f"{name} has {len(lines)} error(s):\n{listed}"
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def _place(
+    location: tuple[int | str, ...], tree: object, *, missing: bool
+) -> tuple[int | str, ...]:
+    """The keys of a recipe on the way to an error, without pydantic's names of types."""
+    place: list[int | str] = []
+    for i, part in enumerate(location):
+        keys = tree if isinstance(tree, Mapping) else ()
+        keys = range(len(tree)) if isinstance(tree, list) else keys
+        if part in keys:
+            tree = tree[part]  # type: ignore[index]
+        elif not (missing and i == len(location) - 1):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def wording(item: Any) -> str:
+    """An error of pydantic in words of a recipe."""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error":  # our own words
+        return message if isinstance(item["input"], dict) else _got(message, item["input"])
+    if item["type"] == "missing":
+        return "Field required"
+    if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        message = "Input should be a valid mapping"
+    if item["type"] == "sequence_str":
+        message = "Input should be a list"
+    message, *_ = message.partition(", unable to parse")[0].partition(" or instance of")
+    for word, plain in WORDS.items():
+        message = re.sub(rf"\b{word}\b", plain, message)
+    return _got(message, item["input"])
+
+
+def _got(message: str, value: object) -> str:
+    return f"{message} (got {shown(value)})"
+
+
+def _kind(value: object) -> str:
+    """The type of a value that YAML gives."""
+    names = {
+        str: "text",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        type(None): "nothing",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def shown(value: object) -> str:
+    """A value as YAML writes it in one line, short."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -43,6 +44,16 @@ class Section(BaseModel):
     """Base of every section: a mistyped key is an error, a value never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic takes true for 1 where a number is wanted."""
+        if isinstance(value, bool) and info.field_name is not None:
+            wanted = str(cls.model_fields[info.field_name].annotation)
+            if "bool" not in wanted and ("int" in wanted or "float" in wanted):
+                raise ValueError("Input should be a number")
+        return value
 
 
 class SplitSection(Section):
@@ -89,6 +100,13 @@ class TaskSection(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the task's kind."
     )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _splits_by_their_names(cls, value: object) -> object:
+        from fusetune.tasks.data import canonical_splits
+
+        return canonical_splits(value) if isinstance(value, dict) else value
 
     @field_validator("split", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from fusetune.errors import RecipeError, RunError
 from fusetune.members.claim import claimed, refuse_links_out
 from fusetune.members.disk import write_json, write_text
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import difference
+from fusetune.recipe_file import TEXTS, difference
 from fusetune.recipe_yaml import read_text, read_yaml
 from fusetune.run_layout import RunLayout
 
@@ -156,7 +156,7 @@ class RunFolder(RunLayout):
         if not self.recipe_file.exists():
             return None
         try:
-            data = read_yaml(read_text(self.recipe_file), str(self.recipe_file))
+            data = read_yaml(read_text(self.recipe_file), str(self.recipe_file), texts=TEXTS)
         except RecipeError as error:
             raise RunError(f"The folder's recipe is damaged: {error}") from error
         return data if isinstance(data, dict) else {}

@@ -133,7 +133,10 @@ class LinearMerge:
             _weight(file, name, {**common, **_mapping(entry.get("parameters"))})
             for name, entry in zip(names, entries, strict=True)
         )
-        weights = _summing_to_1(file, raw, bool(common.get("normalize", True)))
+        normalise = common.get("normalize", True)
+        if not isinstance(normalise, bool):
+            raise RecipeError(f"{file}: normalize is true or false; got {normalise!r}.")
+        weights = _summing_to_1(file, raw, normalise)
         return cls(file, names, weights, _mapping(content.get(EXTRA)))
 
     def weights_of(self, members: Sequence[Member]) -> FusionWeights:

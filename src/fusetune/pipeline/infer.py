@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import yaml
 
 from fusetune.errors import DataError, RecipeError
 from fusetune.members.member import Member
@@ -20,6 +19,7 @@ from fusetune.pipeline.several import require_one_kind, require_one_run
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import parse
 from fusetune.recipe_sections import WITHOUT_COLUMNS
+from fusetune.recipe_yaml import write_yaml
 from fusetune.tasks.data import read
 from fusetune.tasks.files import READERS
 
@@ -93,8 +93,7 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
             **({"base_member": True} if wanted.with_base else {}),
         },
     }
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    recipe = parse(text, overrides, name="The inferred recipe")
+    recipe = parse(write_yaml(tree), overrides, name="The inferred recipe")
     name = f"{members[-1].path.resolve().parent.name}-fused"
     return Inferred(recipe, name, tuple(_notes(wanted, found, members, task, rows or {})))
 

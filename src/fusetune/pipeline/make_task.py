@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import RecipeError
+from fusetune.recipe_file import shown, wording
 from fusetune.recipe_sections import TaskSection
 from fusetune.redaction import without_secrets
 from fusetune.tasks import find as find_task
@@ -49,8 +52,28 @@ def make_task(section: TaskSection, seed: int, *, trains: bool = True) -> Task:
         **section.inputs,
         metrics=section.metrics,
         splitting=splitting,
-        **section.options,
+        **_typed_options(make, section.options),
     )
+
+
+def _typed_options(make: Callable[..., Task], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the kind's own annotations want them: no text is taken for true.
+
+    Raises:
+        RecipeError: If a value is of another type.
+    """
+    function: Any = getattr(make, "__init__", make) if inspect.isclass(make) else make
+    hints = get_type_hints(function)
+    typed = {}
+    for name, value in options.items():
+        try:
+            if isinstance(value, bool) and "bool" not in str(hints[name]):
+                raise RecipeError(f"task.options.{name} is no boolean; got {shown(value)}.")
+            typed[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            said = wording(error.errors(include_url=False)[0])
+            raise RecipeError(f"task.options.{name}: {said}.") from None
+    return typed
 
 
 def default_name(data: str | Mapping[Any, str]) -> str:

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -18,6 +19,8 @@ import pyarrow as pa
 from fusetune.errors import DataError
 from fusetune.tasks.files import READERS, first_line, read_table
 from fusetune.tasks.task import SplitName
+
+Value = TypeVar("Value")
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 ALIASES: dict[str, SplitName] = {
@@ -88,17 +91,36 @@ def _looks_local(data: str, start: Path) -> bool:
     )
 
 
+def canonical_splits(data: Mapping[Any, Value]) -> dict[SplitName, Value]:
+    """A mapping from split with the splits' own names in the place of `val`, `dev`, ….
+
+    Raises:
+        ValueError: If a name is that of no split, or two are names of one.
+    """
+    found: dict[SplitName, Value] = {}
+    for name, value in data.items():
+        if name not in ALIASES:
+            raise ValueError(
+                f"A split is one of {', '.join(SPLITS)}; got {name!r} (valid, val and dev are "
+                "validation)."
+            )
+        if ALIASES[name] in found:
+            raise ValueError(f"{', '.join(data)} name the split {ALIASES[name]} twice.")
+        found[ALIASES[name]] = value
+    return found
+
+
 def _mapped_files(data: Mapping[str, str], start: Path) -> dict[SplitName, list[Path]]:
     files: dict[SplitName, list[Path]] = {}
-    for name, file in data.items():
-        if name not in ALIASES:
-            raise DataError(f"A split is one of {', '.join(SPLITS)}; got {name!r}.")
+    try:
+        splits = canonical_splits(data)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    for name, file in splits.items():
         path = start / Path(file).expanduser()
         if not path.is_file():
             raise DataError(f"The {name} file {path} does not exist.")
-        if ALIASES[name] in files:
-            raise DataError(f"{', '.join(data)} name the split {ALIASES[name]} twice.")
-        files[ALIASES[name]] = [path]
+        files[name] = [path]
     return files
 
 
