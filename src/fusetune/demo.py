@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusetune.errors import RunError
+from fusetune.members.claim import refuse_links_out
 from fusetune.members.disk import full_disk_is_an_error
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import load, ready
@@ -28,6 +29,8 @@ def demo_recipe(out: Path, overrides: Iterable[str] = ()) -> Recipe:
     recipe = load(ready()["demo"], [f"task.data={out / 'data'}", *overrides])
     try:
         with full_disk_is_an_error(out):
+            if out.is_dir():
+                refuse_links_out(out)
             write(out / "data", seed=recipe.seed, **SIZES)
     except OSError as error:
         raise RunError(

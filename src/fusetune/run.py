@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fusetune.errors import RecipeError, RunError
-from fusetune.members.claim import claimed, refuse_links_out
-from fusetune.members.disk import write_json, write_text
+from fusetune.members.claim import claimed
+from fusetune.members.disk import remove, write_json, write_text
+from fusetune.members.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import TEXTS, difference
 from fusetune.recipe_yaml import read_text, read_yaml
@@ -34,25 +33,145 @@ NEUTRAL = ("executor", "storage", "study", "compare")
 REPORTING = ("train.arguments.report_to", "train.arguments.run_name")
 
 
+RESTORE = "Restore it from a copy, or remove it: the run then goes on by the recipe you give."
+
+
+class _Prefix(Shape):
+    """studies.json."""
+
+    prefix: str
+
+
+class _Search(Shape):
+    """stages/search.json."""
+
+    params: dict[str, Any]
+    trial: int | None = None
+    seconds: float
+    trainings: int = 0
+    evaluations: int = 0
+
+
+class AttemptShape(Shape):
+    """One attempt of a trajectory."""
+
+    learning_rate: float
+    value: float | None
+    promised: float | None
+    kept: bool
+    samples: list[float] = Field(default_factory=list)
+
+
+class Trained(Shape):
+    """One trajectory of stages/train.json; alone, the file beside its checkpoints."""
+
+    params: dict[str, Any]
+    steps: int
+    members: list[FileName]
+    seconds: float
+    start: str | None = None
+    from_search: bool = False
+    attempts: list[AttemptShape] = Field(default_factory=list)
+
+
+class _Train(Shape):
+    """stages/train.json."""
+
+    params: dict[str, Any]
+    steps: int | None = None
+    members: list[str]
+    paths: list[str] = Field(default_factory=list)
+    sha256: list[str] = Field(default_factory=list)
+    seconds: float
+    trainings: int = 1
+    evaluations: int = 0
+    trajectories: list[Trained] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_digest_each(self) -> _Train:
+        if self.paths and not len(self.paths) == len(self.sha256) == len(self.members):
+            raise ValueError("members, paths and sha256 have other lengths")
+        return self
+
+
+class _Cost(Shape):
+    """What reading or writing models took."""
+
+    seconds: float
+    bytes: int
+
+
+class MethodResult(Shape):
+    """What a method chose: a file of methods/, and the entries of stages/fuse.json."""
+
+    point: dict[str, Any]
+    values: dict[str, float]
+    evaluations: int
+    seconds: float
+    details: dict[str, Any] = Field(default_factory=dict)
+    choices: dict[str, MethodResult] = Field(default_factory=dict)
+
+
+class _Fuse(Shape):
+    """stages/fuse.json."""
+
+    chosen: str
+    methods: dict[str, MethodResult]
+    load: _Cost
+    write: _Cost
+    notes: list[str] = Field(default_factory=list)
+    adapters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _chosen_is_there(self) -> _Fuse:
+        if self.chosen not in self.methods:
+            raise ValueError(f"there is no method {self.chosen!r}, which was chosen")
+        return self
+
+
+SHAPES: Mapping[str, type[Shape]] = {
+    "search": _Search,
+    "train": _Train,
+    "fuse": _Fuse,
+    "report": Shape,
+}
+
+
 class RunFolder(RunLayout):
     """One run on disk; `claim` creates the folder."""
 
-    def done(self, stage: str) -> dict[str, Any] | None:
-        """What a complete stage recorded; None if it is not complete.
+    def done(self, stage: str) -> Mapping[str, Any] | None:
+        """Whether a stage is complete: what it recorded, or None; see `recorded` to use it.
+
+        Raises:
+            RunError: If the record is no JSON object.
+        """
+        return read_record(self.record(stage), mapping, _again(stage))
+
+    def recorded(self, stage: str) -> dict[str, Any] | None:
+        """What a complete stage recorded, of the shape that it has to have; None if it is not.
 
         Raises:
             RunError: If the record is damaged.
         """
-        path = self.record(stage)
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{path} cannot be read: {error}.", f"Run `fusetune {stage} --force` again."
-            ) from error
-        return record
+        return read_record(self.record(stage), shaped(SHAPES[stage]), _again(stage))
+
+    def check_records(self) -> None:
+        """Find damaged records before any long work starts.
+
+        Raises:
+            RunError: If there is one.
+        """
+        for stage in STAGES:
+            self.recorded(stage)
+
+    def drop_damaged(self, first: str) -> None:
+        """Remove damaged records of stage `first` and of all after it, which start anew."""
+        for stage in STAGES[STAGES.index(first) :]:
+            try:
+                self.recorded(stage)
+            except RunError:
+                self.record(stage).unlink()
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Record a stage as complete, durably; the last thing that a stage does."""
@@ -103,10 +222,7 @@ class RunFolder(RunLayout):
         for stage in STAGES[STAGES.index(first) :]:
             self.record(stage).unlink(missing_ok=True)
             for path in owned[stage]:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
 
     def join_methods(self, recipe: Recipe) -> Recipe:
         """The recipe with the methods of the folder's run too, if it differs in them alone.
@@ -136,9 +252,11 @@ class RunFolder(RunLayout):
             taken: The names of all studies there.
         """
         file = self.path / "studies.json"
-        try:
-            prefix: str = json.loads(file.read_text(encoding="utf-8"))["prefix"]
-        except FileNotFoundError:
+        advice = "Restore it from a copy: the run's studies in the storage are found by it."
+        stored = read_record(file, shaped(_Prefix), advice)
+        if stored is not None:
+            prefix: str = stored["prefix"]
+        else:
             place = self.path.resolve()
             digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
             taken, attempt = set(taken), 1
@@ -147,8 +265,6 @@ class RunFolder(RunLayout):
                 attempt += 1
                 prefix = f"{place.parent.name}/{place.name}-{digest}-{attempt}/"
             write_json(file, {"prefix": prefix})
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{file} cannot be read: {error}.") from error
         return prefix
 
     def stored_recipe(self) -> dict[str, Any] | None:
@@ -158,8 +274,12 @@ class RunFolder(RunLayout):
         try:
             data = read_yaml(read_text(self.recipe_file), str(self.recipe_file), texts=TEXTS)
         except RecipeError as error:
-            raise RunError(f"The folder's recipe is damaged: {error}") from error
-        return data if isinstance(data, dict) else {}
+            raise RunError(
+                f"The folder's recipe is damaged: {error.message}", RESTORE
+            ) from error
+        if not isinstance(data, dict):
+            raise RunError(f"{self.recipe_file} holds no recipe.", RESTORE)
+        return data
 
     def changes(self, recipe: Recipe) -> dict[str, str]:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
@@ -216,8 +336,15 @@ class RunFolder(RunLayout):
                 leads out of it.
         """
         with claimed(self.path, "The run folder"):
-            refuse_links_out(self.path)
             yield
+
+
+def _again(stage: str) -> str:
+    """What to do about a damaged record of a stage."""
+    return (
+        f"Remove it and run again, or run `fusetune {stage} RECIPE --force`: the stage is then "
+        "done again from what else is stored."
+    )
 
 
 def _completed(stored: dict[str, Any]) -> Mapping[str, Any]:

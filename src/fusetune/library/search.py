@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from fusetune.members.claim import claimed
 from fusetune.members.discover import Paths
 from fusetune.members.disk import write_json
 from fusetune.members.pool import MemberPool
+from fusetune.members.record import mapping, read_record
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
 from fusetune.methods.choices import with_choices
@@ -172,13 +172,10 @@ class Fusion:
             "seed": self.seed,
         }
         path = folder / RUN
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        found = read_record(path, mapping)
+        if found is None:
             write_json(path, mine)
             return
-        except ValueError as error:
-            raise RunError(f"{path} cannot be read: {error}.") from error
         if different := [key for key in mine if found.get(key) != mine[key]]:
             raise RunError(
                 f"{folder} holds a fusion with other {', '.join(different)}.",

@@ -9,6 +9,7 @@ share its lock, and may outlive it for a moment after a kill. For those the next
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,8 +24,12 @@ from typing import TextIO
 import psutil
 
 from fusetune.errors import RunError
+from fusetune.members.disk import without_links
 
 LOCK = ".lock"
+APPENDED = (LOCK, "run.log", "trials.journal", "trials.journal.lock")
+"""What is written in place, so that a link there would change another file of the folder."""
+
 PATIENCE = 15.0  # seconds that the children of a holder who has died get to follow
 
 
@@ -85,22 +90,49 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
         what: How messages call it.
 
     Raises:
-        RunError: If another process holds it, or it cannot be written to.
+        RunError: If another process holds it, it cannot be written to, a link in it leads out
+            of it, or a file that is appended to is a link.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"{what} {folder} cannot be written to: {reason}.", "Give another folder."
-        ) from error
-    with file:
+    with _open(folder, what) as file:
         _lock(file, folder)
+        refuse_links_out(folder)
+        _require_own(file, folder)
         file.truncate(0)
         file.write(json.dumps(asdict(Holder.this())))
         file.flush()
         yield
+
+
+def _open(folder: Path, what: str) -> TextIO:
+    """The lock file of a folder; both are made if need be.
+
+    Raises:
+        RunError: If that fails, or the file is a link or something else than a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / LOCK, "a+", encoding="utf-8", opener=without_links)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ELOOP and (folder / LOCK).is_symlink():
+            raise RunError(f"{folder / LOCK} is a link.", "Remove it.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(
+            f"{what} {folder} cannot be written to: {reason}.", "Give another folder."
+        ) from error
+
+
+def _require_own(file: TextIO, folder: Path) -> None:
+    """Check that a lock file is no hard link to another file, which would be overwritten.
+
+    Raises:
+        RunError: If it is.
+    """
+    file.seek(0)
+    if os.fstat(file.fileno()).st_nlink > 1 and file.read(1) and Holder.read(file) is None:
+        raise RunError(
+            f"{folder / LOCK} is another name of a file that is no lock of fusetune's.",
+            "Remove it.",
+        )
 
 
 def refuse_links_out(home: Path, folder: Path | None = None) -> None:
@@ -116,9 +148,11 @@ def refuse_links_out(home: Path, folder: Path | None = None) -> None:
     for entry in os.scandir(folder or home):
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
-            if not target.is_relative_to(home.resolve()):
+            appended = folder is None and entry.name in APPENDED
+            if appended or not target.is_relative_to(home.resolve()):
+                leaves = "" if appended else f" that leaves the run folder, to {target}"
                 raise RunError(
-                    f"{entry.path} is a link that leaves the run folder, to {target}.",
+                    f"{entry.path} is a link{leaves}.",
                     "Remove it; to keep a run elsewhere, give that folder with --out.",
                 )
         elif entry.is_dir():

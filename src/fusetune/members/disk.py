@@ -80,6 +80,27 @@ def regular(path: Path) -> os.stat_result:
     return found
 
 
+def without_links(path: str, flags: int) -> int:
+    """An opener for `open` that refuses a link or a pipe in the place of the file.
+
+    Raises:
+        OSError: If it is no ordinary file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not an ordinary file", path)
+    return descriptor
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def file_sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in blocks."""
     with path.open("rb") as file:
@@ -117,6 +138,7 @@ def write_text(path: Path, text: str) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write; it becomes `path`, durably, when the block ends."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # a link of that name would be written through
     try:
         yield temporary
         sync(temporary)
@@ -132,7 +154,7 @@ def locked(file: Path) -> Iterator[None]:
 
     Released when the process ends, however it ends.
     """
-    with file.open("a") as held:
+    with open(file, "a", opener=without_links) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
@@ -148,10 +170,10 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.new")
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+    remove(new)  # left by a process that was killed
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     new.mkdir()
     try:
         yield new
@@ -165,8 +187,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(new)
+        remove(old)
 
 
 def link(source: str | Path, target: str | Path) -> None:

@@ -83,6 +83,9 @@ def run(
 def _prepare(context: Context, first: str | None) -> None:
     """Check everything that can be checked, then forget what is to be done anew."""
     folder = context.folder
+    if first is not None:
+        folder.drop_damaged(first)  # what starts anew needs no record, and stops no check
+    folder.check_records()
     check(context)
     if first is not None:
         stale = STAGES[STAGES.index(first) :]

@@ -15,7 +15,6 @@ decides nothing twice.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from fusetune.evaluation.bootstrap import LEVEL, bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.members.disk import write_json
+from fusetune.members.record import mapping, read_record
 from fusetune.objective import Objective
 from fusetune.pipeline import halving
 from fusetune.pipeline.best_trial import RATE
@@ -39,6 +39,7 @@ from fusetune.pipeline.space import distributions
 from fusetune.pipeline.starts import own
 from fusetune.pipeline.trajectories import Trajectory
 from fusetune.recipe import Recipe
+from fusetune.run import AttemptShape
 from fusetune.training.collect import member_name
 
 USUAL = 5e-5
@@ -90,13 +91,7 @@ class Attempts:
         halves = context.recipe.train.judge == "half"
         self.compares = halves and _searched_otherwise(context.recipe, trajectory)
         self._file = context.folder.work / f"{trajectory.folder}-attempts.json"
-        self.judged: list[Attempt] = []
-        if self._file.is_file():
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
-            self.judged = [
-                Attempt(**{**entry, "samples": tuple(entry.get("samples", ()))})
-                for entry in stored["attempts"]
-            ]
+        self.judged = read_record(self._file, _attempts) or []
 
     @property
     def settled(self) -> int | None:
@@ -255,3 +250,11 @@ class Attempts:
     def _rate(self, params: Mapping[str, Any]) -> float:
         rate = self.context.training_arguments(dict(params)).get(RATE)
         return USUAL if rate is None else float(rate)
+
+
+def _attempts(content: Any) -> list[Attempt]:
+    """The attempts of a record."""
+    stored = [AttemptShape.model_validate(entry) for entry in mapping(content)["attempts"]]
+    return [
+        Attempt(a.learning_rate, a.value, a.promised, a.kept, tuple(a.samples)) for a in stored
+    ]

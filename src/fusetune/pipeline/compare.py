@@ -65,7 +65,7 @@ def compare(
     _check_folders(out, plans, force=force)
     task = _check_runs(out, plans[seeds[0]], allow_code)
     with claimed(out, "The folder of the comparison"):
-        options = {"force": force, "display": display, "allow_code": allow_code}
+        options: dict[str, Any] = {"force": force, "display": display, "allow_code": allow_code}
         return _compare(plans, rows, task, out, trained, **options)
 
 
@@ -83,7 +83,7 @@ def _compare(
     results = []
     for seed, plan in plans.items():
         folder = out / f"seed-{seed}"
-        options = {"force": force, "display": display, "allow_code": allow_code}
+        options: dict[str, Any] = {"force": force, "display": display, "allow_code": allow_code}
         made, failed = _run_all(plan, folder, trained, **options)
         found = seed_results(plan, made, failed, task.objectives[1])
         results.append({"task": task.name, "seed": seed, **found})

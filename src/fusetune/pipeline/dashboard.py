@@ -83,8 +83,8 @@ def note(folder: RunFolder, study: str) -> str:
         return _search_note(folder)
     if not is_study_of_weights(study):
         return f"Study `{study}` of {folder.path}."
-    members = (folder.done("train") or {}).get("members", [])
-    record = folder.done("fuse")
+    members = (folder.recorded("train") or {}).get("members", [])
+    record = folder.recorded("fuse")
     lines = [
         f"Fusion weights of {folder.path}: each trial is an average of the members, and its "
         "values are those on validation.",
@@ -129,7 +129,7 @@ def _mixture(members: Sequence[str], weights: Sequence[float]) -> str:
 
 def _search_note(folder: RunFolder) -> str:
     text = f"Hyper-parameters of {folder.path}: each trial is a training."
-    record = folder.done("search")
+    record = folder.recorded("search")
     if record is None or record["trial"] is None:
         return text
     params = ", ".join(f"`{name}` {value}" for name, value in record["params"].items())

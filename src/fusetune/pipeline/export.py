@@ -57,7 +57,7 @@ def export_model(
             nothing to write.
     """
     folder = RunFolder(path)
-    record = folder.done("fuse")
+    record = folder.recorded("fuse")
     if record is None:
         raise RunError(f"{path} has no fused models yet.", f"Run `fusetune run {path}` first.")
     if sum(given is not None for given in (method, weights, pick)) > 1:

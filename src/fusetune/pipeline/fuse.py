@@ -225,7 +225,7 @@ def base_model(context: Context) -> str | None:
     what they were trained from.
     """
     name = context.recipe.model.name
-    members = map(Path, (context.folder.done("train") or {}).get("paths", ()))
+    members = map(Path, (context.folder.recorded("train") or {}).get("paths", ()))
     if any(path.is_relative_to(Path(name).resolve()) for path in members):
         return None
     return PACKAGED[name].hub_id if name in PACKAGED else name

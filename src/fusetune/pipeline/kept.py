@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from fusetune.members.disk import write_json
 from fusetune.members.manifest import MANIFEST, assign_trajectory
+from fusetune.members.record import Shape, read_record
 from fusetune.objective import Objective
 from fusetune.pipeline.best_trial import best_trials
 from fusetune.training.collect import member_name
@@ -34,6 +34,25 @@ class KeptTrial:
 
     params: Mapping[str, Any]
     members: tuple[int, ...]
+    steps: int
+    start: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Any) -> KeptTrial:
+        """The inverse of `asdict`, of a record.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        known = _Kept.model_validate(content)
+        return cls(known.params, tuple(known.members), known.steps, known.start)
+
+
+class _Kept(Shape):
+    """trial.json."""
+
+    params: dict[str, Any]
+    members: list[int]
     steps: int
     start: str | None = None
 
@@ -68,11 +87,7 @@ class KeptTrials:
 
     def find(self, number: int) -> KeptTrial | None:
         """The record of a kept trial."""
-        try:
-            data = json.loads((self._of(number) / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return KeptTrial(**{**data, "members": tuple(data["members"])})
+        return read_record(self._of(number) / RECORD, KeptTrial.from_json)
 
     def take(self, number: int, folder: Path, trajectory: int | None) -> bool:
         """Move a kept trial's members into `folder`; whether all of them are there.

@@ -72,7 +72,7 @@ def landscape(
     folder, display = RunFolder(path), display or Display(quiet=True)
     if grid < 2:
         raise ValueError(f"A grid needs at least 2 points along each axis; got {grid}.")
-    if folder.done("fuse") is None:
+    if folder.recorded("fuse") is None:
         raise RunError(f"{path} has not been fused yet.", f"Run `fusetune run {path}` first.")
     chosen_split = _split(split)
     target = _target(folder, out, chosen_split)
@@ -166,7 +166,7 @@ def _corners(pool: MemberPool, wanted: Sequence[str]) -> tuple[int, int, int]:
 def _marked(context: Context, pool: MemberPool, plane: Plane) -> list[Marked]:
     """The three members, the average of all members, and the chosen model."""
     k = len(pool)
-    record = context.folder.done("fuse") or {}
+    record = context.folder.recorded("fuse") or {}
     chosen = str(record["chosen"])
     points: list[tuple[str, Kind, Point]] = [
         (pool.names[i], "member", FusionWeights.one_hot(i, k)) for i in plane.corners

@@ -30,7 +30,7 @@ def ledger(
         trials: Of the search over w.
     """
     folder = context.folder
-    stages: dict[str, Any] = {s: folder.done(s) or {} for s in ("search", "train", "fuse")}
+    stages: dict[str, Any] = {s: folder.recorded(s) or {} for s in ("search", "train", "fuse")}
     evaluated = spent(folder.evaluations)
     done = [t for t in trials if t.state is not TrialState.RUNNING]
     return {

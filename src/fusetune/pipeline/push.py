@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fusetune.errors import RunError
 from fusetune.members.export import FUSION
+from fusetune.members.record import mapping, read_record
 from fusetune.run import RunFolder
 
 CARD = "README.md"
@@ -81,12 +82,13 @@ def prepare(
         raise RunError(f"A repository is user/name; got {repo!r}.", f"As me/{repo}.")
     fused = RunFolder(path).fused
     folder = fused if (fused / FUSION).is_file() else path
+    _refuse_links(folder, fused)
     if not (folder / FUSION).is_file():
         raise RunError(
             f"{path} holds no fused model: neither {FUSION} nor fused/{FUSION}.",
             f"Run `fusetune run {path}` first, or give a folder of `fusetune export`.",
         )
-    card = ModelCard((folder / CARD).read_text(encoding="utf-8"))
+    card = _card(folder / CARD)
     data = card.data
     assert isinstance(data, ModelCardData)
     data.license = license or data.license
@@ -104,6 +106,37 @@ def prepare(
         notes = (*notes, f"{ADAPTER} names the folder {local}, which nobody else has.")
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name not in texts)
     return Publication(repo, folder, texts, tuple(files), notes)
+
+
+def _refuse_links(folder: Path, fused: Path) -> None:
+    """Check that only what lies in the folder would be sent, not what links in it lead to.
+
+    Raises:
+        RunError: If there is a link, or something that is neither file nor folder.
+    """
+    places = [folder] if folder == fused else []
+    for place in (*places, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
+        if place.is_symlink() or not (place.is_file() or place.is_dir()):
+            raise RunError(
+                f"{place} is a link, or no ordinary file: what it leads to would be published.",
+                "Remove it, or put the file itself in its place.",
+            )
+
+
+def _card(file: Path) -> ModelCard:
+    """The card of an exported model.
+
+    Raises:
+        RunError: If it is not there, or its metadata cannot be read.
+    """
+    try:
+        card = ModelCard(file.read_text(encoding="utf-8"))
+    except Exception as error:  # of YAML, of the library's own checks
+        raise RunError(
+            f"{file} is no model card: {type(error).__name__}: {error}.",
+            "Write the model again with `fusetune export RUN --out FOLDER`.",
+        ) from error
+    return card
 
 
 def push(publication: Publication, *, private: bool = False) -> str:
@@ -167,9 +200,8 @@ def _failure(error: Exception, repo: str, token: str) -> RunError:
 
 def _local_base(folder: Path) -> str | None:
     """The folder that an adapter names as its base model; None if it names a hub id."""
-    try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    config = read_record(folder / ADAPTER, mapping, "Write the model again.")
+    if config is None:
         return None
     name = str(config.get("base_model_name_or_path") or "")
     return name if Path(name).is_absolute() or Path(name).is_dir() else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fusetune.errors import FusetuneError, RunError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.executors.executor import Report, Work
-from fusetune.members.disk import locked
+from fusetune.members.disk import locked, write_text
 from fusetune.members.fetch import source_of
 from fusetune.members.pool import MemberPool
 from fusetune.pipeline.context import Context
@@ -60,7 +60,7 @@ class Place:
         file = path / TOKEN
         if not file.is_file():
             path.mkdir(parents=True, exist_ok=True)
-            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+            write_text(file, uuid.uuid4().hex)
         recipe = context.recipe.model_copy(update={"storage": None, "study": None})
         shared = None if context.shared is None else str(context.shared.folder.resolve())
         token = file.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.adapter import CONFIG as ADAPTER
-from fusetune.members.disk import write_json
+from fusetune.members.disk import write_json, write_text
 from fusetune.members.manifest import read_manifest
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
@@ -48,7 +48,7 @@ def report(context: Context) -> dict[str, Any]:
     """Evaluate what was chosen on test, and write everything that tells of it."""
     started = time.perf_counter()
     folder = context.folder
-    record = folder.done("fuse")
+    record = folder.recorded("fuse")
     assert record is not None  # the pipeline has checked it
     results, chosen = saved_results(folder), str(record["chosen"])
     bench = open_members(context)
@@ -123,7 +123,7 @@ def _write_card(
         metrics,
         adapter=(context.folder.fused / ADAPTER).is_file(),
     )
-    (context.folder.fused / "README.md").write_text(card, encoding="utf-8")
+    write_text(context.folder.fused / "README.md", card)
 
 
 def _record(
@@ -136,7 +136,7 @@ def _record(
 ) -> RunRecord:
     folder, objectives = context.folder, context.task.objectives
     search_trials = context.trials(SEARCH)
-    taken = (folder.done("search") or {}).get("trial")
+    taken = (folder.recorded("search") or {}).get("trial")
     sampler = context.recipe.fuse.sampler
     fusion_trials = context.trials(study_name(sampler))
     evaluations, hypervolume = _evaluations(sampler, fusion_trials, results, evaluator)
@@ -155,7 +155,7 @@ def _record(
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
             *inner.note(search_trials),
-            *notes.of_training(folder.done("train") or {}),
+            *notes.of_training(folder.recorded("train") or {}),
             *warnings,
         ),
         model=context.source.label,

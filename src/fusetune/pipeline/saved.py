@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fusetune.errors import RunError
 from fusetune.members.disk import write_json
 from fusetune.members.points import OwnModel, model_file
+from fusetune.members.record import read_record
 from fusetune.methods.method import FusionResult
-from fusetune.run import RunFolder
+from fusetune.run import MethodResult, RunFolder
 
 
 def saved_results(folder: RunFolder) -> dict[str, FusionResult]:
     """The results of the stage's record, by method."""
-    record = folder.done("fuse") or {"methods": {}}
+    record = folder.recorded("fuse") or {"methods": {}}
     own = _own_models(folder)
     return {n: FusionResult.from_json(data, own) for n, data in record["methods"].items()}
 
@@ -38,17 +38,16 @@ def saved(folder: RunFolder, name: str) -> FusionResult | None:
     Raises:
         RunError: If its file is damaged.
     """
-    path = folder.methods / f"{name}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return FusionResult.from_json(found, _own_models(folder))
-    except FileNotFoundError:
-        return None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged: {type(error).__name__}: {error}.",
-            "Remove it: the method is then run again, from the evaluations that are kept.",
-        ) from error
+
+    def parse(content: Any) -> FusionResult:
+        MethodResult.model_validate(content)
+        return FusionResult.from_json(content, _own_models(folder))
+
+    return read_record(
+        folder.methods / f"{name}.json",
+        parse,
+        "Remove it: the method is then run again, from the evaluations that are kept.",
+    )
 
 
 def _own_models(folder: RunFolder) -> Path:

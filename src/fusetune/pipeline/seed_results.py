@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusetune.errors import RunError
+from fusetune.members.record import Shape, read_record, shaped
 from fusetune.objective import LOSS, Objective
 from fusetune.pipeline.comparison_plan import Plan
 from fusetune.pipeline.procedures.procedure import FIXED
@@ -58,10 +59,35 @@ def seed_results(
     }
 
 
+class _Value(Shape):
+    """A value with its interval."""
+
+    value: float | None
+
+
+class _Row(Shape):
+    """A row of results.json."""
+
+    validation: dict[str, _Value]
+    test: dict[str, _Value]
+    evaluations: int
+    seconds: float
+
+
+class _Results(Shape):
+    """results.json."""
+
+    methods: dict[str, _Row]
+
+
 def _entries(folder: RunFolder) -> dict[str, Entry]:
     """The rows of a run's results.json, with what its search and its training cost."""
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
-    search, train = folder.done("search") or {}, folder.done("train") or {}
+    results = read_record(folder.results, shaped(_Results))
+    if results is None:
+        raise RunError(
+            f"{folder.results} is gone.", "Run the comparison again: it is rewritten."
+        )
+    search, train = folder.recorded("search") or {}, folder.recorded("train") or {}
     evaluations = search.get("evaluations", 0) + train.get("evaluations", 0)
     return {
         row: {

@@ -16,8 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import Field
+
 from fusetune.members.disk import link, replaced_folder, write_json
 from fusetune.members.manifest import read_manifest
+from fusetune.members.record import FileName, Shape, read_record, shaped
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.recipe import Recipe
 from fusetune.run import RunFolder
@@ -89,15 +92,12 @@ class SharedTrainings:
             members: A folder that does not exist yet.
         """
         source = self._of(recipe, params)
-        try:
-            data = json.loads((source / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        training = read_record(source / RECORD, _training)
+        if training is None:
             return None
         with replaced_folder(members) as new:
             shutil.copytree(source / "members", new, copy_function=link, dirs_exist_ok=True)
-        trial = {**data["trial"], "members": tuple(data["trial"]["members"])}
-        history = tuple((step, values) for step, values in data["history"])
-        return SharedTraining(KeptTrial(**trial), history, data["seconds"])
+        return training
 
     def find(
         self, recipe: Recipe, params: Mapping[str, Any], members: Path
@@ -139,6 +139,38 @@ class SharedTrainings:
         return self.folder / f"training-{_identity(recipe, params)[:16]}"
 
 
+class _Training(Shape):
+    """A trajectory of stages/train.json, as far as another run can take it over."""
+
+    params: dict[str, Any]
+    members: list[FileName]
+    steps: int
+    start: str | None = None
+    seconds: float
+    from_search: bool
+    attempts: list[dict[str, Any]]
+
+
+class _Trainings(Shape):
+    """stages/train.json."""
+
+    trajectories: list[_Training] = Field(default_factory=list)
+
+
+class _Shared(Shape):
+    """training.json."""
+
+    trial: dict[str, Any]
+    history: list[tuple[int, dict[str, float]]]
+    seconds: float
+
+
+def _training(content: Any) -> SharedTraining:
+    """The training of a record."""
+    known = _Shared.model_validate(content, strict=False)  # JSON knows no tuples
+    return SharedTraining(KeptTrial.from_json(known.trial), tuple(known.history), known.seconds)
+
+
 def search_identity(recipe: Recipe, task: Task) -> str:
     """Of everything that the trials of a search depend on, but their number.
 
@@ -168,7 +200,7 @@ def needed_twice(recipes: Sequence[Recipe]) -> bool:
 
 def _trained(run: RunFolder) -> dict[str, Any] | None:
     """The record of a run's only training, if it was one from beginning to end."""
-    stage = run.done("train") or {}
+    stage = read_record(run.record("train"), shaped(_Trainings)) or {}
     trajectories = stage.get("trajectories", ())
     if len(trajectories) != 1:
         return None

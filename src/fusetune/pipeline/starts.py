@@ -6,7 +6,6 @@ same ones whatever has become of their files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,28 @@ from optuna.distributions import BaseDistribution
 from fusetune.members.disk import write_json
 from fusetune.members.mergekit import LinearMerge
 from fusetune.members.pool import MemberPool
+from fusetune.members.record import Shape, read_record, shaped
 from fusetune.members.weights import FusionWeights
 from fusetune.optimization.studies import best_parameters, inside
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import distributions
 from fusetune.recipe import Recipe
 from fusetune.training.arguments import ALIASES, complete
+
+
+class _Parameters(Shape):
+    """starts/search.json."""
+
+    params: list[dict[str, Any]]
+
+
+class _Weights(Shape):
+    """starts/fuse.json."""
+
+    weights: list[list[float]]
+
+
+_SHAPES: Mapping[str, type[Shape]] = {"search": _Parameters, "fuse": _Weights}
 
 
 def check(context: Context) -> None:
@@ -99,12 +114,7 @@ def options(context: Context, pool: MemberPool, method: str) -> dict[str, Any]:
 
 
 def _kept(context: Context, stage: str) -> dict[str, Any] | None:
-    try:
-        text = _file(context, stage).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    content: dict[str, Any] = json.loads(text)
-    return content
+    return read_record(_file(context, stage), shaped(_SHAPES[stage]))
 
 
 def _keep(context: Context, stage: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from fusetune.errors import NoResultError, StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.executors.group import current
 from fusetune.members.disk import write_json
+from fusetune.members.record import read_record, shaped
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import existing
 from fusetune.pipeline.attempts import Attempts, judged_from
@@ -26,6 +26,7 @@ from fusetune.pipeline.kept import KeptTrials
 from fusetune.pipeline.together import lockstep, together
 from fusetune.pipeline.trajectories import FirstModel, Trajectory, plan, require_same_start
 from fusetune.pipeline.workbench import Workbench, open_pool
+from fusetune.run import Trained
 from fusetune.training.collect import MemberCollector, first_from, member_name
 from fusetune.training.trajectory import train as train_trajectory
 from fusetune.training.watch import DivergedError, MemberWatch, ProgressReporter
@@ -50,7 +51,7 @@ def train(context: Context) -> dict[str, Any]:
         folder.finish("train", record)
         context.display.say(f"train: {len(record['members'])} checkpoints that exist already")
         return record
-    found = folder.done("search")
+    found = folder.recorded("search")
     if found is None:
         raise StageError(
             f"{folder.path} has no finished search.",
@@ -86,9 +87,9 @@ def _trajectory(
 ) -> dict[str, Any]:
     """One trajectory's record; a file beside its checkpoints keeps it until the stage ends."""
     path = context.folder.work / f"{trajectory.folder}.json"
-    if path.is_file():
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record
+    stored = read_record(path, shaped(Trained))
+    if stored is not None:
+        return stored
     attempts = Attempts(context, trajectory)
     record = _taken_over(context, trajectory) or _attempted(context, attempts, count, bar)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.errors import RecipeError
 from fusetune.evaluation.evaluator import Evaluator
-from fusetune.members.disk import full_disk_is_an_error, write_json
+from fusetune.members.disk import full_disk_is_an_error, write_json, write_text
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
@@ -88,7 +88,7 @@ def transfer(
                 if force:
                     for name in (LIGHT, FULL):
                         context.loop().delete(name)
-                folder.recipe_file.write_text(light.to_yaml(), encoding="utf-8")
+                write_text(folder.recipe_file, light.to_yaml())
                 display.say(_plan(light, trials))
                 rows = _train(context, trials)
                 shutil.rmtree(folder.work, ignore_errors=True)

@@ -204,7 +204,7 @@ def open_members(context: Context) -> Workbench:
         MemberError: If they are checkpoints from elsewhere, and one is gone or has changed.
     """
     folder = context.folder
-    record = folder.done("train") or {}
+    record = folder.recorded("train") or {}
     compiles = context.recipe.fuse.compile
     if "paths" in record:
         pool = open_recorded(
