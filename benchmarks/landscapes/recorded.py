@@ -16,7 +16,8 @@ from fusetune.objective import LOSS, Objective
 from fusetune.optimization import simplex
 from fusetune.optimization.prior import Prior
 from fusetune.optimization.samplers import FusionSampler, ask_weights
-from fusetune.tasks import metrics, soft
+from fusetune.tasks import metrics
+from fusetune.tasks.confusion import probabilities
 from fusetune.tasks.metrics import Metric
 
 PRIMARY = {"cola": "matthews_correlation", "mrpc": "f1", "stsb": "pearson"}
@@ -128,7 +129,7 @@ def searched_candidates(part: Part, n: int, number: int) -> Array:
     of a regression that of exponentials.
     """
     k = len(part.logits)
-    shares = np.exp(part.logits) if part.regression else soft.probabilities(part.logits)
+    shares = np.exp(part.logits) if part.regression else probabilities(part.logits)
     shares = shares.astype(np.float32)
     lowest = Ensemble(part.logits, part.labels, _Task(part)).minimiser()  # type: ignore[arg-type]
     known = np.empty((0, k)) if lowest is None else lowest[None]

@@ -23,7 +23,8 @@ from scipy.stats import rankdata
 from benchmarks.landscapes.recorded import Array, Part
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization import pareto, selection
-from fusetune.tasks import soft
+from fusetune.tasks import metrics
+from fusetune.tasks.confusion import Confusion, probabilities
 
 Logits = NDArray[np.float32]
 
@@ -48,9 +49,10 @@ class Seen:
         self.predictions = predictions
         losses = part.losses(predictions)
         self.loss, self.metric = -losses.mean(axis=1), self.value(predictions)
-        smooth = part.metric.smooth
-        self.smooth = self.metric if smooth is None else smooth(predictions, part.labels)
-        self.brier = self.loss if part.regression else -soft.brier(predictions, part.labels)
+        smooth = part.metric.smooth(predictions, part.labels)
+        self.smooth = self.metric if smooth is None else smooth
+        brier = metrics.find("brier")
+        self.brier = self.loss if part.regression else -brier.batched(predictions, part.labels)
         self.soft = _soft(part, predictions)
         rows = len(part.labels)
         counts = self.rng.multinomial(rows, np.full(rows, 1.0 / rows), size=SAMPLES)
@@ -83,9 +85,9 @@ class Seen:
 def _soft(part: Part, predictions: Logits) -> Array:
     if part.regression:
         return part.metric.batched(predictions, part.labels)
-    found = soft.confusion(soft.probabilities(predictions), part.labels)
-    forms = {"f1": found.f1[:, 1], "matthews_correlation": found.matthews}
-    return forms.get(part.metric.name, found.accuracy)
+    expected = Confusion.of(probabilities(predictions), part.labels)
+    forms = {"f1": expected.f1[..., 1], "matthews_correlation": expected.matthews}
+    return forms.get(part.metric.name, expected.accuracy)[:, 0]
 
 
 def z(score: Array) -> Array:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
 from fusetune.errors import RecipeError
 from fusetune.tasks import metrics
@@ -30,6 +32,39 @@ def repeated(
 ) -> list[float]:
     rows = [np.repeat(np.arange(len(labels)), c) for c in counts]
     return [metric.value(predictions[r], labels[r]) for r in rows]
+
+
+def oracle(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """What scikit-learn and SciPy say."""
+    if name in ("pearson", "spearman"):
+        form = stats.pearsonr if name == "pearson" else stats.spearmanr
+        return float(form(predictions[:, 0], labels).statistic)
+    guessed = predictions.argmax(axis=1)
+    if name == "accuracy":
+        return float(sklearn_metrics.accuracy_score(labels, guessed))
+    if name == "matthews_correlation":
+        return float(sklearn_metrics.matthews_corrcoef(labels, guessed))
+    classes = [1] if name == "f1" else None
+    return float(
+        sklearn_metrics.f1_score(
+            labels, guessed, labels=classes, average="macro", zero_division=0.0
+        )
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearman"]
+)
+def test_values_are_those_of_scikit_learn_and_scipy(name: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    metric = metrics.find(name)
+    for n in (7, 90):
+        numbers = name in ("pearson", "spearman")
+        predictions = rng.normal(size=(n, 1 if numbers else classes)).astype(np.float32)
+        labels = rng.normal(size=n).round(1) if numbers else rng.integers(0, classes, n)
+        expected = oracle(name, predictions.astype(np.float64), labels)
+        assert metric.value(predictions, labels) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +233,7 @@ def test_smoothed_metrics(name: str, classes: int) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, 200)
     metric = metrics.find(name)
-    assert metric.smooth is not None
+    assert metric.smooth(np.zeros((1, 2, 2)), np.arange(2)) is not None
     noisy = np.eye(classes)[labels] + rng.normal(scale=0.7, size=(30, 200, classes))
     np.testing.assert_allclose(
         metric.smooth(noisy, labels), metric.smooth(37.0 * noisy + 5.0, labels)

@@ -16,9 +16,9 @@ from fusetune.errors import RecipeError
 from fusetune.tasks.answering import AnsweringTask, Features, require_one_of
 from fusetune.tasks.answers import EXAMPLE, AnswerEncoder, TooLong
 from fusetune.tasks.choices import Choices
+from fusetune.tasks.confusion import Floats, ratio
 from fusetune.tasks.prompts import PromptTemplate
 from fusetune.tasks.ranking import OPTIONS, option_log_probs
-from fusetune.tasks.resampling import Floats, ratio
 from fusetune.tasks.splitting import Splitting
 from fusetune.tasks.task import SIZE, Batch, Outputs, SplitName, Task
 from fusetune.tasks.teacher_forcing import IGNORED, answers

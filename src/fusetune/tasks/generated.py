@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusetune.objective import LOSS
-from fusetune.tasks.resampling import Floats, ratio
+from fusetune.tasks.confusion import Floats, ratio
 from fusetune.tasks.task import Outputs
 from fusetune.tasks.text_metrics import TextMetric
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fusetune.errors import RecipeError
-from fusetune.tasks.resampling import Floats, ratio
+from fusetune.tasks.confusion import Floats, ratio
 from fusetune.tasks.text_metrics import TextMetric
 
 PREFIX = "lm_eval:"

@@ -27,11 +27,11 @@ from fusetune.models.scratch import load_or_make
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, harness
 from fusetune.tasks.answers import EXAMPLE
+from fusetune.tasks.confusion import Floats
 from fusetune.tasks.documents import Document, divided
 from fusetune.tasks.encoding import mixed
 from fusetune.tasks.examples import split_of
 from fusetune.tasks.harness_metrics import Measure, is_public
-from fusetune.tasks.resampling import Floats
 from fusetune.tasks.splitting import Splitting, rows_before, shared_texts
 from fusetune.tasks.task import SIZE, Batch, Collate, Encoded, Outputs, Split, SplitName, Task
 

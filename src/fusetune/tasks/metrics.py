@@ -1,34 +1,36 @@
-"""Metrics of a whole split, by name.
+"""Metrics of a whole split, by name: of one model or many, on the split or bootstrap samples.
 
-`value` is scikit-learn's or SciPy's; `resampled` gives what `value` would give on bootstrap
-samples, and `batched` what it gives for each of many models. Where a metric is not defined
-its value is 0, never NaN: F1 of a class that is neither present nor predicted, Matthews
-correlation of constant labels or predictions, correlations of a constant, of fewer than two
-rows, or of predictions that are not finite.
+Each metric is one function, `measure`, of M models' predictions and S samples; the methods of
+`Metric` are its views. The values are scikit-learn's and SciPy's, which the tests hold them
+against. Where a metric is not defined its value is 0, never NaN: F1 of a class that is neither
+present nor predicted, Matthews correlation of constant labels or predictions, correlations of a
+constant, of fewer than two rows, or of predictions that are not finite.
 Macro F1 is the mean over the classes that are present or predicted, as in scikit-learn.
+
+.. [Brier1950] G. W. Brier. Verification of forecasts expressed in terms of probability.
+   Monthly Weather Review 78, 1950.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
 
 from fusetune.errors import RecipeError
 from fusetune.objective import Direction
-from fusetune.tasks import batched, resampling, soft
+from fusetune.tasks.confusion import Confusion, Floats, guesses, probabilities, smoothed
+from fusetune.tasks.correlation import pearson, spearman
 
 CLASSIFICATION = "sequence-classification"
 REGRESSION = "regression"
+
+Shares = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,150 +41,100 @@ class Metric:
         name: As in recipes and results.
         direction: "maximize" or "minimize".
         kinds: Task kinds that it applies to.
-        value: (predictions `n x c`, labels `n`) → value.
-        resampled: (predictions `n x c`, labels `n`, counts `B x n`) → `B` values.
-        batched: (predictions `B x n x c`, labels `n`) → `B` values.
-        smooth: As `batched`, of guesses with a soft edge, which owe less to the sample of
-            rows; see `soft.smoothed`. None where the metric is smooth itself.
+        measure: (shares or numbers `M x n x c`, labels `n`, counts `S x n` or None) → `M x S`.
+        shares: What `measure` takes, of logits `M x n x c`; None where it takes numbers as they
+            are predicted.
     """
 
     name: str
     direction: Direction
     kinds: tuple[str, ...]
-    value: Callable[[NDArray[Any], NDArray[Any]], float]
-    resampled: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float64]]
-    batched: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
-    smooth: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None = None
+    measure: Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Floats]
+    shares: Shares | None = None
+
+    def value(self, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+        """Of one model's predictions, `n x c`."""
+        return float(self.batched(predictions[None], labels)[0])
+
+    def batched(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Floats:
+        """`M`; of many models' predictions, `M x n x c`."""
+        return self.measure(self._taken(predictions), labels, None)[:, 0]
+
+    def resampled(
+        self, predictions: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any]
+    ) -> Floats:
+        """`S`; of one model's predictions, `n x c`, on samples given as counts, `S x n`."""
+        return np.asarray(self.measure(self._taken(predictions[None]), labels, counts)[0])
+
+    def smooth(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Floats | None:
+        """`M`; of guesses with a soft edge, which owe less to the sample of rows.
+
+        See `confusion.smoothed`. None where the metric counts no guesses and is smooth itself.
+        """
+        if self.shares is not guesses:
+            return None
+        return self.measure(smoothed(predictions), labels, None)[:, 0]
+
+    def _taken(self, predictions: NDArray[Any]) -> NDArray[Any]:
+        return predictions if self.shares is None else self.shares(predictions)
 
 
-def _accuracy(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-    return float(sklearn_metrics.accuracy_score(labels, predictions.argmax(axis=1)))
+def _accuracy(
+    shares: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any] | None
+) -> Floats:
+    return Confusion.of(shares, labels, counts).accuracy
 
 
-def _f1(predictions: NDArray[Any], labels: NDArray[Any], *, positive: int | None) -> float:
-    """F1 of one class, or the mean over all of them."""
-    classes = None if positive is None else [positive]
-    return float(
-        sklearn_metrics.f1_score(
-            labels,
-            predictions.argmax(axis=1),
-            labels=classes,
-            average="macro",
-            zero_division=0.0,
-        )
-    )
+def _f1(
+    shares: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any] | None, *, positive: int
+) -> Floats:
+    return Confusion.of(shares, labels, counts).f1[..., positive]
 
 
-def _matthews(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-    guessed = predictions.argmax(axis=1)
-    if np.ptp(guessed) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    return float(sklearn_metrics.matthews_corrcoef(labels, guessed))
+def _macro_f1(
+    shares: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any] | None
+) -> Floats:
+    return Confusion.of(shares, labels, counts).macro_f1
 
 
-def _correlation(predictions: NDArray[Any], labels: NDArray[Any], *, ranks: bool) -> float:
-    x = predictions.reshape(len(labels)).astype(np.float64)
-    y = labels.astype(np.float64)
-    if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
-        return 0.0
-    correlate: Any = stats.spearmanr if ranks else stats.pearsonr
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant predictions: an early checkpoint
-        value = float(correlate(x, y).statistic)
-    return value if math.isfinite(value) else 0.0
+def _matthews(
+    shares: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any] | None
+) -> Floats:
+    return Confusion.of(shares, labels, counts).matthews
+
+
+def _brier(shares: NDArray[Any], labels: NDArray[Any], counts: NDArray[Any] | None) -> Floats:
+    """Mean squared distance of the probabilities from the truth, 0 to 2 [Brier1950]_."""
+    rows = ((shares - np.eye(shares.shape[-1])[labels]) ** 2).sum(axis=-1)  # M x n
+    if counts is None:
+        return np.asarray(rows.mean(axis=1, keepdims=True))
+    return np.asarray(rows @ (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).T)
 
 
 def f1(positive: int = 1) -> Metric:
     """F1 of one class, of class id 1 unless told otherwise."""
-    return Metric(
-        "f1",
-        "maximize",
-        (CLASSIFICATION,),
-        functools.partial(_f1, positive=positive),
-        functools.partial(resampling.f1, positive=positive),
-        functools.partial(batched.f1, positive=positive),
-        functools.partial(soft.smooth_f1, positive=positive),
-    )
+    measure = functools.partial(_f1, positive=positive)
+    return Metric("f1", "maximize", (CLASSIFICATION,), measure, guesses)
 
 
 def soft_f1(positive: int = 1) -> Metric:
     """F1 of one class from probabilities, of class id 1 unless told otherwise."""
-    return Metric(
-        "soft_f1",
-        "maximize",
-        (CLASSIFICATION,),
-        functools.partial(_soft_f1, positive=positive),
-        functools.partial(soft.soft_f1_resampled, positive=positive),
-        functools.partial(soft.soft_f1, positive=positive),
-    )
+    measure = functools.partial(_f1, positive=positive)
+    return Metric("soft_f1", "maximize", (CLASSIFICATION,), measure, probabilities)
 
 
 OF_ONE_CLASS: dict[str, Callable[[int], Metric]] = {"f1": f1, "soft_f1": soft_f1}
 """Metrics that are about one of two labels, by name: class id → metric."""
 
-
-def _soft_f1(predictions: NDArray[Any], labels: NDArray[Any], *, positive: int) -> float:
-    return float(soft.soft_f1(predictions[None], labels, positive=positive)[0])
-
-
-def _brier(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-    return float(soft.brier(predictions[None], labels)[0])
-
-
 _ALL = (
-    Metric(
-        "accuracy",
-        "maximize",
-        (CLASSIFICATION,),
-        _accuracy,
-        resampling.accuracy,
-        batched.accuracy,
-        soft.smooth_accuracy,
-    ),
+    Metric("accuracy", "maximize", (CLASSIFICATION,), _accuracy, guesses),
     f1(),
-    Metric(
-        "macro_f1",
-        "maximize",
-        (CLASSIFICATION,),
-        functools.partial(_f1, positive=None),
-        resampling.macro_f1,
-        batched.macro_f1,
-        soft.smooth_macro_f1,
-    ),
-    Metric(
-        "matthews_correlation",
-        "maximize",
-        (CLASSIFICATION,),
-        _matthews,
-        resampling.matthews,
-        batched.matthews,
-        soft.smooth_matthews,
-    ),
-    Metric(
-        "brier",
-        "minimize",
-        (CLASSIFICATION,),
-        _brier,
-        soft.brier_resampled,
-        soft.brier,
-    ),
+    Metric("macro_f1", "maximize", (CLASSIFICATION,), _macro_f1, guesses),
+    Metric("matthews_correlation", "maximize", (CLASSIFICATION,), _matthews, guesses),
+    Metric("brier", "minimize", (CLASSIFICATION,), _brier, probabilities),
     soft_f1(),
-    Metric(
-        "pearson",
-        "maximize",
-        (REGRESSION,),
-        functools.partial(_correlation, ranks=False),
-        resampling.pearson,
-        batched.pearson,
-    ),
-    Metric(
-        "spearman",
-        "maximize",
-        (REGRESSION,),
-        functools.partial(_correlation, ranks=True),
-        resampling.spearman,
-        batched.spearman,
-    ),
+    Metric("pearson", "maximize", (REGRESSION,), pearson),
+    Metric("spearman", "maximize", (REGRESSION,), spearman),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 

@@ -221,10 +221,9 @@ class TextTask(ABC):
     ) -> NDArray[np.float64] | None:
         """The smoothed primary metric of B models' predictions, `B x n x c`; `B` values.
 
-        None where the metric has no smoothed form (`metrics.Metric`).
+        None where the metric has no smoothed form (`metrics.Metric.smooth`).
         """
-        form = self.metrics[0].smooth
-        return None if form is None else form(predictions, labels)
+        return self.metrics[0].smooth(predictions, labels)
 
     def resample(
         self, outputs: Outputs, labels: NDArray[Any], counts: NDArray[Any]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from fusetune.errors import RecipeError
 from fusetune.objective import Direction
 from fusetune.tasks import squad
+from fusetune.tasks.confusion import Floats, ratio
 from fusetune.tasks.own_metric import OwnMetric
-from fusetune.tasks.resampling import Floats, ratio
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
