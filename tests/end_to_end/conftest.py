@@ -1,78 +1,26 @@
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fusetune.pipeline import run
 from fusetune.recipe_file import parse
 from fusetune.run import RunFolder
-
-GOOD = ("fine", "lovely", "bright", "kind")
-BAD = ("dull", "awful", "grim", "rude")
-OTHER = ("the", "film", "was", "quite", "and", "story", "of", "music", "a", "very")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained model of two layers with its tokenizer, built from a configuration."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    words = [*SPECIAL, *GOOD, *BAD, *OTHER]
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-    ).save_pretrained(folder)
-    torch.manual_seed(1)
-    BertModel(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=32,
-        )
-    ).save_pretrained(folder)
-    return folder
+    return tiny.save_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture(scope="session")
 def sentiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Short texts whose label follows from two of their words, except for some noise."""
+    """Short texts whose label follows from three of their words, except for some noise."""
     folder = tmp_path_factory.mktemp("data") / "sentiment"
-    folder.mkdir()
-    draw = random.Random(0)
-    for split, n in {"train": 320, "validation": 120, "test": 120}.items():
-        with (folder / f"{split}.jsonl").open("w") as file:
-            for _ in range(n):
-                marks = [draw.choice(GOOD + BAD) for _ in range(3)]
-                good = sum(mark in GOOD for mark in marks) >= 2
-                label = good if draw.random() > 0.1 else not good
-                words = [*marks, *draw.choices(OTHER, k=draw.randint(2, 8))]
-                draw.shuffle(words)
-                row = {"text": " ".join(words), "label": "good" if label else "bad"}
-                file.write(json.dumps(row) + "\n")
-    return folder
+    return tiny.save_rows(folder, tiny.sentiment, train=320, validation=120, test=120)
 
 
 @pytest.fixture(scope="session")

@@ -3,71 +3,28 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from fusetune.models.scratch import train_tokenizer
 from fusetune.pipeline import run
 from fusetune.recipe_file import parse
-
-THINGS = {
-    "fruit": ("apple", "pear", "plum", "cherry"),
-    "animal": ("horse", "goat", "owl", "trout"),
-    "tool": ("hammer", "saw", "drill", "file"),
-}
-PLACES = ("first", "second", "third")
-PROMPT = "{{ a }}, {{ b }}{% if c %}, {{ c }}{% endif %}: which is the {{ place }}?"
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("questions")
-    draw = random.Random(0)
-    for split, n in {"train": 200, "validation": 40, "test": 40}.items():
-        rows = []
-        for _ in range(n):
-            group = draw.choice(sorted(THINGS))
-            k = draw.choice((2, 3, 3))
-            options = [*draw.sample(THINGS[group], k), None][:3]
-            right = draw.randrange(k)
-            row = dict(zip("abc", options, strict=True))
-            row |= {"place": PLACES[right], "answer": "ABC"[right], "kind": group}
-            rows.append(row)
-        path = folder / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return tiny.save_rows(folder, tiny.place, train=200, validation=40, test=40)
 
 
 @pytest.fixture(scope="module")
 def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned nothing, whose weights are large enough for adapters to use."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokenizer = train_tokenizer((data / "train.jsonl").read_text().splitlines(), 400)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8.0)
-    model.save_pretrained(folder)
-    return folder
+    texts = (data / "train.jsonl").read_text().splitlines()
+    return tiny.save_llama(tmp_path_factory.mktemp("models") / "tiny-llama", texts)
 
 
 def recipe(data: Path, base: Path) -> str:
@@ -77,7 +34,7 @@ task:
   kind: multiple-choice
   data: {data}
   name: places
-  prompt: "{PROMPT}"
+  prompt: "{tiny.PLACE_PROMPT}"
   reference: answer
   metrics: [accuracy, group_accuracy]
   options: {{choices: [a, b, c], letters: true, group: kind}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,8 @@ from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
 from fusetune.pipeline.workbench import open_members
 from fusetune.recipe_file import parse
+from tests import tiny
 
-NAMES = ("Aromi", "Bibimbap House", "<b>Clowns</b>")
-FOODS = ("French", "Chinese", "Italian")
 CONFIG = {
     "model_type": "t5",
     "architectures": ["T5ForConditionalGeneration"],
@@ -42,15 +40,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slots")
-    draw = random.Random(0)
-    for split, n in {"train": 240, "validation": 24, "test": 24}.items():
-        with (folder / f"{split}.jsonl").open("w") as file:
-            for _ in range(n):
-                name, food = draw.choice(NAMES), draw.choice(FOODS)
-                text = f"{name} serves {food} food."
-                row = {"mr": f"name[{name}], food[{food}]", "ref": text}
-                file.write(json.dumps(row) + "\n")
-    return folder
+    return tiny.save_rows(folder, tiny.slots, train=240, validation=24, test=24)
 
 
 def recipe(data: Path) -> str:

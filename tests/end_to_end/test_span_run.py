@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -12,30 +11,13 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from fusetune.pipeline import run
 from fusetune.recipe_file import parse
-
-GOOD = ("fine", "lovely", "bright", "kind")
-OTHER = ("the", "film", "was", "quite", "and", "story", "of", "music", "a", "very")
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Contexts of 10 to 50 words; the answer is the one kind word, if there is one."""
     folder = tmp_path_factory.mktemp("spans")
-    draw = random.Random(0)
-    for split, n in {"train": 160, "validation": 40, "test": 40}.items():
-        rows = []
-        for _ in range(n):
-            words = draw.choices(OTHER, k=draw.randint(10, 50))
-            answers: dict[str, list[object]] = {"text": [], "answer_start": []}
-            if draw.random() < 0.7:
-                place, word = draw.randrange(len(words)), draw.choice(GOOD)
-                words[place] = word
-                start = len(" ".join([*words[:place], ""]))
-                answers = {"text": [word], "answer_start": [start]}
-            rows.append({"q": "the film was", "c": " ".join(words), "answers": answers})
-        path = folder / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return tiny.save_rows(folder, tiny.span, train=160, validation=40, test=40)
 
 
 def recipe(data: Path, model: Path) -> str:

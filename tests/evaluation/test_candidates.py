@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from fusetune.evaluation import candidates
 from fusetune.evaluation.candidates import starting_points
@@ -20,6 +19,7 @@ from fusetune.evaluation.store import EvaluationStore
 from fusetune.members.weights import FusionWeights
 from fusetune.tasks.classification import Regression, SequenceClassification
 from fusetune.tasks.task import Encoded
+from tests import tiny
 
 K = 4
 CPU = torch.device("cpu")
@@ -54,17 +54,13 @@ def problem(
     kind: str = "classes", per_pass: int = 1, folder: Path | None = None, **config: Any
 ) -> Evaluator:
     torch.manual_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=31,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=16,
-            num_labels=1 if kind == "number" else 3,
-            **config,
-        )
+    model = tiny.bert(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        num_labels=1 if kind == "number" else 3,
+        **config,
     )
     random = np.random.default_rng(2)
     n = 37

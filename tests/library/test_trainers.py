@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     EvalPrediction,
     Trainer,
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 import fusetune
+from tests import tiny
 
 LENGTH = 6
 
@@ -36,11 +36,10 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = tiny.bert_config(
         vocab_size=20,
         hidden_size=16,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=LENGTH,
     )

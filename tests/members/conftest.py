@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedModel,
-)
+from torch import Tensor
+from transformers import BertModel, PreTrainedModel
+
+from tests import tiny
 
 Change = Callable[[int, str, Tensor], Tensor]
 
@@ -28,22 +25,10 @@ def tiny_bert(num_labels: int = 2, **changes: int) -> PreTrainedModel:
     settings = {
         "vocab_size": 31,
         "hidden_size": 8,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
         "intermediate_size": 12,
         "max_position_embeddings": 10,
     }
-    return BertForSequenceClassification(
-        BertConfig(**(settings | changes), num_labels=num_labels)
-    )
-
-
-def randomise(model: nn.Module, seed: int) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
+    return tiny.bert(**(settings | changes), num_labels=num_labels)
 
 
 @pytest.fixture
@@ -58,7 +43,7 @@ def save_members(tmp_path: Path) -> Callable[..., Path]:
         **options: object,
     ) -> Path:
         for i in range(k):
-            model = randomise(build(), seed=i).to(dtype)
+            model = tiny.randomise(build(), seed=i).to(dtype)
             model.save_pretrained(tmp_path / name / f"step-{10 * (i + 1)}", **options)
         return tmp_path / name
 
@@ -82,7 +67,7 @@ def bert_members(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three tiny BERT members that no test may change."""
     folder = tmp_path_factory.mktemp("bert") / "members"
     for i in range(3):
-        randomise(tiny_bert(), seed=i).save_pretrained(folder / f"step-{10 * (i + 1)}")
+        tiny.randomise(tiny_bert(), seed=i).save_pretrained(folder / f"step-{10 * (i + 1)}")
     return folder
 
 

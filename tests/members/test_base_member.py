@@ -22,19 +22,16 @@ from fusetune.members.average import plan
 from fusetune.members.base_member import add_base, state_of, write_base
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
+from tests import tiny
 
 SaveMembers = Callable[..., Path]
 
 
 def pretrained(seed: int, num_labels: int = 2) -> PreTrainedModel:
     torch.manual_seed(seed)
-    from transformers import BertConfig
-
-    config = BertConfig(
+    config = tiny.bert_config(
         vocab_size=31,
         hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         intermediate_size=12,
         max_position_embeddings=10,
         num_labels=num_labels,

@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from fusetune.errors import MemberError
 from fusetune.members.average import plan
 from fusetune.members.pool import MemberPool, inspect
 from fusetune.members.weights import FusionWeights
+from tests import tiny
 
 State = dict[str, Tensor]
 
@@ -121,11 +122,10 @@ def test_files_of_lightning(tmp_path: Path) -> None:
 
 
 def test_shards_and_a_configuration(tmp_path: Path) -> None:
-    config = BertConfig(
+    config = tiny.bert_config(
         vocab_size=20,
         hidden_size=8,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=8,
         max_position_embeddings=8,
     )
@@ -236,8 +236,8 @@ def test_parts_are_refused_with_what_joins_them(
 
 
 def test_pickled_adapters(tmp_path: Path) -> None:
-    config = BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+    config = tiny.bert_config(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1,
         intermediate_size=8, max_position_embeddings=8,
     )  # fmt: skip
     base = BertForSequenceClassification(config)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.scorer import Scorer
@@ -24,6 +24,7 @@ from fusetune.objective import Objective
 from fusetune.tasks.classification import Regression, SequenceClassification
 from fusetune.tasks.task import Encoded
 from fusetune.tasks.text import TextTask
+from tests import tiny
 
 
 class Linear(nn.Module):
@@ -103,11 +104,9 @@ def bert(tmp_path: Path) -> Callable[..., tuple[MemberPool, Evaluator]]:
     def build(
         distances: Sequence[float], *, objectives: Sequence[Objective] | None = None
     ) -> tuple[MemberPool, Evaluator]:
-        config = BertConfig(
+        config = tiny.bert_config(
             vocab_size=31,
             hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
             intermediate_size=12,
             max_position_embeddings=10,
             initializer_range=0.3,

@@ -15,15 +15,13 @@ from fusetune.errors import ModelError, RecipeError
 from fusetune.models import packaged
 from fusetune.models.device import choose_device, choose_precision, emulated
 from fusetune.models.load import resolve
+from tests import tiny
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
+    config = tiny.bert_config(
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=32,
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")

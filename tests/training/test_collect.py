@@ -8,8 +8,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
@@ -17,6 +15,7 @@ from transformers import (
 import fusetune
 from fusetune.errors import StageError
 from fusetune.members.average import ResidentAverage
+from tests import tiny
 
 
 def rows(n: int) -> list[dict[str, object]]:
@@ -24,14 +23,11 @@ def rows(n: int) -> list[dict[str, object]]:
 
 
 def trainer(folder: Path, collector: fusetune.MemberCollector, **arguments: object) -> Trainer:
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=32,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-        )
+    model = tiny.bert(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        intermediate_size=16,
     )
     settings = TrainingArguments(
         output_dir=str(folder / "out"),

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedModel,
-    TrainerCallback,
-)
+from transformers import BertForSequenceClassification, PreTrainedModel, TrainerCallback
 
 from fusetune.errors import StageError
 from fusetune.evaluation.evaluation import Evaluation
@@ -22,19 +17,7 @@ from fusetune.tasks.task import Encoded
 from fusetune.training.collect import MemberCollector, plan_steps
 from fusetune.training.trajectory import train
 from fusetune.training.watch import DivergedError, ValidationWatch
-
-
-def tiny_bert() -> PreTrainedModel:
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=64,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=32,
-        )
-    )
+from tests import tiny
 
 
 def data(n: int = 48) -> Encoded:
@@ -68,7 +51,7 @@ class StopAt(TrainerCallback):
 def run(
     folder: Path,
     *callbacks: TrainerCallback,
-    make: Callable[[], PreTrainedModel] = tiny_bert,
+    make: Callable[[], PreTrainedModel] = tiny.bert,
     **arguments: Any,
 ) -> int:
     return train(
@@ -149,7 +132,7 @@ def test_the_cyclic_schedule_rises_again(tmp_path: Path) -> None:
 
 def test_divergence_ends_the_training_with_its_reason(tmp_path: Path) -> None:
     def broken() -> PreTrainedModel:
-        model = tiny_bert()
+        model = tiny.bert()
         torch.nn.init.constant_(model.classifier.weight, float("nan"))
         return model
 
