@@ -210,7 +210,10 @@ def members(
         if not found.compatible:
             raise typer.Exit(2)
         console.print(f"These {len(found.members)} checkpoints can be fused.")
-        if not found.model and not found.members[0].config:
+        if found.unchecked:
+            text = f"Not checked against their base model: {found.unchecked}"
+            console.print(shown(text), markup=False)
+        elif not found.model and not found.members[0].config:
             typer.echo("Whether they fit your model is checked when you give it (model_init).")
         for line in next_lines(found.members):
             typer.echo(shown(line))

@@ -394,7 +394,7 @@ def change(folder: Path, **values: object) -> None:
     [
         ({"peft_type": "IA3"}, "of type IA3"),
         ({"init_lora_weights": "pissa"}, "changes the base model's weights"),
-        ({"trainable_token_indices": [1]}, "single rows of the embedding"),
+        ({"trainable_token_indices": [1]}, "its file holds no single rows"),
         ({"base_model_name_or_path": "other/model"}, "their base models are other/model and"),
     ],
 )

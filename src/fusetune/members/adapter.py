@@ -2,8 +2,11 @@
 
 An adapter lays ΔW = s B A on the weight W of a module, s = α / r or, with rsLoRA, α / √r
 [Kalajdzievski2023]_; rank and alpha may differ from module to module. DoRA [Liu2024]_ gives
-each row of W + ΔW a length of its own. Beside that an adapter may hold whole tensors that were
-trained as they are: modules_to_save, and biases.
+each row of W + ΔW a length of its own. A parameter of experts, `experts x out x in`, has one
+pair of factors for each expert. Beside that an adapter may hold whole tensors that were trained
+as they are (modules_to_save, biases), single rows of an embedding (trainable_token_indices),
+and copies of the base's own weights. The whole state of a model that PEFT wraps is read in the
+same way: nearly all of it are copies of the base.
 
 .. [Kalajdzievski2023] D. Kalajdzievski. A Rank Stabilization Scaling Factor for Fine-Tuning
    with LoRA. arXiv:2312.03732.
@@ -15,9 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,13 @@ from typing import Any
 import regex
 
 from fusetune.errors import MemberError
+from fusetune.members.adapter_keys import Keys, base_name, holds_peft, sort_keys
 from fusetune.members.header import TensorInfo, read_header
 from fusetune.members.manifest import Manifest, read_manifest
 from fusetune.members.member import Member, check_sizes, read_json, step_of
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-PREFIX = "base_model.model."
-PART = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
-    r"|lora_magnitude_vector|lora_B\.bias)(\.weight)?"
-)
-
 PATIENCE = 0.05  # seconds for one regular expression of an adapter's configuration
 
 # Of PEFT's ways to begin: those that leave the base model as it is.
@@ -51,8 +48,6 @@ REFUSED = {
     "kasa_config": "KaSA changes the base model's weights too",
     "monteclora_config": "MonteCLoRA draws its factors at random",
     "velora_config": "VeLoRA is not supported",
-    "trainable_token_indices": "single rows of the embedding are trained",
-    "target_parameters": "parameters are targeted instead of modules",
 }
 
 
@@ -61,13 +56,16 @@ class AdaptedModule:
     """What an adapter's file holds of one module: names in the file, and s.
 
     Attributes:
-        a: Factor A, `r x in`.
-        b: Factor B, `out x r`.
-        rank: r.
+        a: Factor A, `r x in`; of experts, those of all one below the other.
+        b: Factor B, `out x r`; of experts, column by column, all experts' first ones first.
+        rank: r; of a parameter whose experts are not counted yet, that of all together.
         scaling: s.
         embedding: Whether the module is an embedding, whose weight is `in x out`.
         magnitude: Row lengths of DoRA, `out`.
         bias: What LoRA adds to the bias before scaling, `out`.
+        parameter: Name of the tensor that is adapted, if it is not the module's weight or PEFT
+            was told its name (target_parameters); known where the base model is.
+        experts: How many experts the parameter holds; None if it is a matrix.
     """
 
     a: str
@@ -77,6 +75,8 @@ class AdaptedModule:
     embedding: bool
     magnitude: str | None
     bias: str | None
+    parameter: str | None = None
+    experts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,16 @@ class AdapterMember(Member):
         adapter: adapter_config.json.
         modules: Path of a module in the base model → what the adapter holds of it.
         whole: Name of a tensor of the base model → name of the one that replaces it.
+        copies: Name of a tensor of the base model → name of its copy, which PEFT saved again.
+        rows: Name of an embedding's weight → name of the rows that were trained, and which
+            rows they are.
     """
 
     adapter: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, AdaptedModule] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterMember:
@@ -118,21 +123,33 @@ class AdapterMember(Member):
         files: tuple[Path, ...],
         manifest: Manifest | None,
     ) -> AdapterMember:
-        """An adapter whose tensors are known; the folder has its configuration.
+        """An adapter whose tensors are known.
+
+        Args:
+            path: The folder, which has its configuration; or a file beside it.
+            tensors: Of the adapter, or of the whole model that PEFT wraps.
+            files: Which hold them.
+            manifest: Of the member, if it has one.
 
         Raises:
             MemberError: As `open`.
         """
-        if not (path / CONFIG).is_file():
+        home = path.parent if path.is_file() else path
+        if not (home / CONFIG).is_file():
             raise MemberError(
-                f"{path} has {files[0].name} but no {CONFIG}, which says its scaling.",
-                hint="Save the adapter with PEFT's save_pretrained.",
+                f"{files[0]} holds tensors of a PEFT model, and {home} has no {CONFIG}, which "
+                "says their scaling.",
+                hint=f"Put the training's {CONFIG} there: save_pretrained of the PeftModel "
+                "writes it, and so does model.peft_config['default'].save_pretrained(FOLDER).",
             )
-        config = read_json(path / CONFIG)
-        _check_kind(path, config)
+        config = read_json(home / CONFIG)
         tensors = dict(sorted(tensors.items()))
-        modules, whole = _parse(path, tensors, config)
-        plain = path / "config.json"
+        keys = sort_keys(str(files[0]), tensors)
+        _check_kind(path, config, keys)
+        modules = {
+            m: _module(files[0], m, p, tensors, config) for m, p in sorted(keys.factors.items())
+        }
+        plain = home / "config.json"
         return cls(
             path=path,
             step=manifest.step if manifest else step_of(path),
@@ -142,7 +159,9 @@ class AdapterMember(Member):
             manifest=manifest,
             adapter=config,
             modules=modules,
-            whole=whole,
+            whole=keys.whole,
+            copies=keys.copies,
+            rows={n: (key, _indices(path, n, config)) for n, key in keys.rows.items()},
         )
 
     @property
@@ -165,8 +184,9 @@ class AdapterMember(Member):
     def sha256(self) -> str:
         """Digest of the file and of what it does not say: the scalings and the base."""
         scalings = {name: module.scaling for name, module in sorted(self.modules.items())}
-        rest = json.dumps([scalings, self.base_digest or self.base_name])
-        file = self._digest(self.files[0])
+        rows = [{name: rows for name, (_, rows) in self.rows.items()}] if self.rows else []
+        rest = json.dumps([scalings, self.base_digest or self.base_name, *rows])
+        file = super().sha256  # of all its files
         return hashlib.sha256(f"{file}\n{rest}".encode()).hexdigest()
 
 
@@ -175,7 +195,19 @@ def is_adapter(path: Path) -> bool:
     return (path / WEIGHTS).is_file() and not (path / "model.safetensors").exists()
 
 
-def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+def of_peft(member: Member) -> Member:
+    """A member as an adapter, if its files are the whole state of a model that PEFT wraps.
+
+    Raises:
+        MemberError: If they are, and there is no configuration, or it is not of LoRA.
+    """
+    if not holds_peft(member.tensors):
+        return member
+    opened = AdapterMember.of(member.path, member.tensors, member.files, member.manifest)
+    return replace(opened, step=member.step)
+
+
+def _check_kind(path: Path, config: Mapping[str, Any], keys: Keys) -> None:
     kind = str(config.get("peft_type"))
     if kind != "LORA":
         raise MemberError(
@@ -183,7 +215,8 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
             hint="Merge it into its base model and save that as safetensors.",
         )
     init = config.get("init_lora_weights")
-    if init not in KEEP_BASE:
+    brings_base = all(f"{base_name(module)}.weight" in keys.copies for module in keys.factors)
+    if init not in KEEP_BASE and not brings_base:
         raise MemberError(
             f"{path} was begun with init_lora_weights={init!r}, which changes the base model's "
             "weights too: its factors mean nothing on the original base.",
@@ -195,33 +228,33 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
                 f"{path} sets {name} in {CONFIG}: {reason}, and no average of such adapters "
                 "is defined here."
             )
+    if config.get("trainable_token_indices") and not keys.rows:
+        raise MemberError(
+            f"{path} sets trainable_token_indices in {CONFIG}, and its file holds no single "
+            "rows of an embedding.",
+            hint="Save the adapter with PEFT's save_pretrained.",
+        )
 
 
-def _parse(
-    path: Path, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> tuple[dict[str, AdaptedModule], dict[str, str]]:
-    parts: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
-    for key in tensors:
-        name = key.removeprefix(PREFIX)
-        match = PART.fullmatch(name)
-        if match is not None and name != key:
-            parts.setdefault(match["module"], {})[match["part"]] = key
-        elif ".modules_to_save." in name or ".original_module." in name:
-            continue  # PEFT writes these again beside the tensor itself where bias is "all"
-        elif name == key or "lora_" in name or name.endswith(".base_layer.weight"):
-            raise MemberError(
-                f"{path / WEIGHTS} holds {key!r}, which is neither a factor of LoRA nor a "
-                "module that was saved.",
-                hint="Save the adapter with save_embedding_layers=False.",
-            )
-        else:
-            whole[name.replace(".base_layer.", ".")] = key
-    return {m: _module(path, m, p, tensors, config) for m, p in sorted(parts.items())}, whole
+def _indices(path: Path, name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Which rows of an embedding were trained: one list for the input's, or a list for each."""
+    given = config.get("trainable_token_indices")
+    module = name.removesuffix(".weight")
+    if isinstance(given, Mapping):
+        given = next(
+            (rows for end, rows in given.items() if f".{module}".endswith(f".{end}")), None
+        )
+    if not isinstance(given, list) or not all(isinstance(row, int) for row in given):
+        raise MemberError(
+            f"{path / CONFIG} does not say which rows of {module} were trained "
+            "(trainable_token_indices).",
+            hint="Save the adapter with PEFT's save_pretrained.",
+        )
+    return tuple(given)
 
 
 def _module(
-    path: Path,
+    file: Path,
     name: str,
     parts: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
@@ -232,26 +265,38 @@ def _module(
     shapes = [tensors[key].shape for key in (a, b) if key is not None]
     if a is None or b is None or [len(shape) for shape in shapes] != [2, 2]:
         raise MemberError(
-            f"{path / WEIGHTS} does not hold two matrices A and B for the module {name}.",
+            f"{file} does not hold two matrices A and B for the module {name}.",
             hint="Only linear layers and embeddings can be averaged; convolutions cannot.",
         )
     rank = shapes[0][0]
     if shapes[1][1] != rank or rank == 0:
         raise MemberError(
-            f"{path / WEIGHTS}: the factors of {name} do not fit together, {shapes[0]} and "
-            f"{shapes[1]}."
+            f"{file}: the factors of {name} do not fit together, {shapes[0]} and {shapes[1]}."
         )
-    alpha = _alpha(path, config, name)
-    root = math.sqrt(rank) if config.get("use_rslora") else rank
     return AdaptedModule(
         a=a,
         b=b,
         rank=rank,
-        scaling=alpha / root,
+        scaling=scaling_of(config, base_name(name), rank, file.parent),
         embedding=embedding,
         magnitude=parts.get("lora_magnitude_vector"),
         bias=parts.get("lora_B.bias"),
     )
+
+
+def scaling_of(config: Mapping[str, Any], name: str, rank: int, path: Path) -> float:
+    """Alpha / r, or alpha / √r with rsLoRA.
+
+    Args:
+        config: PEFT's.
+        name: Of the module, or of the parameter that is targeted, as patterns name it.
+        rank: r.
+        path: Of the adapter, for messages.
+
+    Raises:
+        MemberError: If alpha is not told.
+    """
+    return _alpha(path, config, name) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _alpha(path: Path, config: Mapping[str, Any], module: str) -> float:

@@ -177,12 +177,14 @@ class AdapterAverage(StreamingAverage):
         """Name of a tensor → what a member's part in it takes."""
         factors = {
             name: int((stack.owners == index).sum())
-            * (len(stack.left) + stack.right.shape[1])
+            * (stack.left[..., 0].numel() + stack.right[..., 0, :].numel())
             * stack.left.element_size()
             for name, stack in self._stacks.items()
         }
         member = self.source.members[index]
-        return factors | {n: member.tensors[key].nbytes for n, key in member.whole.items()}
+        rows = {n: member.tensors[key].nbytes for n, (key, _) in member.rows.items()}
+        whole = {n: member.tensors[key].nbytes for n, key in member.whole.items()}
+        return factors | whole | rows
 
 
 def check_apart(source: AdapterSource) -> None:

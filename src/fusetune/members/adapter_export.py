@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fusetune.errors import MemberError, RecipeError, StageError
-from fusetune.members.adapter import CONFIG, PREFIX, WEIGHTS
+from fusetune.members.adapter import CONFIG, WEIGHTS, AdaptedModule
 from fusetune.members.adapter_average import AdapterAverage, check_apart
+from fusetune.members.adapter_bind import trained_whole
+from fusetune.members.adapter_keys import PREFIX, key_of
 from fusetune.members.adapter_stack import Stack
 from fusetune.members.low_rank import squared_distance, squared_norm, truncate
 from fusetune.members.mixing import scale_of
@@ -88,7 +90,7 @@ def write_adapter(
         if rank is not None:
             cut = truncate(left, right, rank)
             left, right, errors[module] = cut.left, cut.right, (cut.lost, cut.total)
-        ranks[module] = right.shape[0]
+        ranks[module] = right.shape[-2]
         tensors |= _named(average, module, left, right, lengths)
     tensors |= _others(average, mixture)
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -156,34 +158,52 @@ def _low(
     return left, right, lengths
 
 
+def _adapted(average: AdapterAverage, module: str) -> AdaptedModule:
+    """What the first member that adapts a module has of it."""
+    return next(m.modules[module] for m in average.source.members if module in m.modules)
+
+
+def _wrapped(average: AdapterAverage) -> dict[str, int]:
+    """Path of each module that PEFT will wrap → how many wrappers lie around it."""
+    adapted = {module: _adapted(average, module) for module in average.source.weights.values()}
+    paths = (m.rpartition(".")[0] if a.parameter else m for m, a in adapted.items())
+    return dict(Counter(paths))
+
+
+def _factors_of(average: AdapterAverage, module: str, adapted: AdaptedModule) -> str:
+    """Where PEFT keeps the factors of a module: of a parameter, in its own wrapper."""
+    if adapted.parameter is None:
+        return f"{PREFIX}{module}"
+    path, _, own = module.rpartition(".")
+    owner = average.source.base.submodule(path)
+    assert owner is not None
+    targets = average.source.weights
+    order = [n for n, _ in owner.named_parameters(recurse=False) if f"{path}.{n}" in targets]
+    return f"{PREFIX}{path}{'.base_layer' * (len(order) - 1 - order.index(own))}"
+
+
 def _named(
     average: AdapterAverage, module: str, left: Tensor, right: Tensor, lengths: Tensor | None
 ) -> dict[str, Tensor]:
     """The tensors of one module under PEFT's names."""
-    flipped = average.source.base.transposed(module)
-    a, b = (left.t(), right.t()) if flipped else (right, left)
-    embedding = any(
-        member.modules[module].embedding
-        for member in average.source.members
-        if module in member.modules
-    )
-    names = (
-        ("lora_embedding_A", "lora_embedding_B")
-        if embedding
-        else (
-            "lora_A.weight",
-            "lora_B.weight",
-        )
-    )
-    found = {f"{PREFIX}{module}.{names[0]}": a, f"{PREFIX}{module}.{names[1]}": b}
+    adapted = _adapted(average, module)
+    flipped = average.source.base.flipped(module, adapted)
+    a, b = (left.mT, right.mT) if flipped else (right, left)
+    if adapted.experts is not None:  # the inverse of how `AdapterSource.low` reads them
+        a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+    embedding = "embedding_" if adapted.embedding else ""
+    end = "" if adapted.embedding else ".weight"
+    place = _factors_of(average, module, adapted)
+    found = {f"{place}.lora_{embedding}A{end}": a, f"{place}.lora_{embedding}B{end}": b}
     if lengths is not None:
-        found[f"{PREFIX}{module}.lora_magnitude_vector"] = lengths
+        found[f"{place}.lora_magnitude_vector"] = lengths
     return found
 
 
 def _others(average: AdapterAverage, point: Blend) -> dict[str, Tensor]:
-    """Averaged biases of LoRA, and tensors that are averaged whole."""
+    """Averaged biases of LoRA, tensors that are averaged whole, and what the base lacks."""
     source = average.source
+    base, first = source.base, source.given[0]
     found: dict[str, Tensor] = {}
     for name, module in source.biases.items():
         values = average.mixture(point, name).values
@@ -191,18 +211,45 @@ def _others(average: AdapterAverage, point: Blend) -> dict[str, Tensor]:
         added = [part * w for part, w in parts if part is not None]
         if added:
             found[f"{PREFIX}{module}.lora_B.bias"] = torch.stack(added).sum(dim=0)
-    first = source.members[0]
-    for name, value in average.small(point):
-        if name in first.whole:
-            key = first.whole[name]
-            found[key] = value.to(first.tensors[key].dtype)
+    wrapped, rows = _wrapped(average), _rows(average)
+    averaged = {n: v for n, v in average.small(point) if n in source.whole}
+    for name, indices in rows.items():
+        module = name.rpartition(".")[0]
+        found[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = averaged.pop(name)[
+            torch.tensor(indices)
+        ].to(source.tensors[name].dtype)
+    # Whole tensors of the first member: the average, or what all members have in common. Under
+    # every name that PEFT looks for, where the base has several for one tensor.
+    names = {n: None for name in first.whole for n in (name, *base.tied.get(name, ()))}
+    for name in {**names, **base.laid}:
+        stored = next((n for n in base.tied.get(name, ()) if n in base.specs), name)
+        dtype = first.tensors[first.whole[name]].dtype if name in first.whole else None
+        if stored in averaged:
+            value = averaged[stored]
+        elif name in base.laid or trained_whole(first, name):
+            value = base.tensors[stored]
+        else:
+            continue
+        # Tied names get a copy each: the format wants no tensor in a file twice.
+        found[key_of(name, wrapped, rows)] = value.to(dtype or value.dtype, copy=True)
     return found
+
+
+def _rows(average: AdapterAverage) -> dict[str, list[int]]:
+    """Name of an embedding's weight → the rows that any member trains, in order."""
+    found: dict[str, set[int]] = {}
+    for member in average.source.members:
+        for name, (_, rows) in member.rows.items():
+            found.setdefault(name, set()).update(rows)
+    return {name: sorted(rows) for name, rows in found.items()}
 
 
 def _config(average: AdapterAverage, ranks: Mapping[str, int]) -> dict[str, Any]:
     """adapter_config.json: the scaling is in the factors, so that alpha is r."""
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     other = {module: rank for module, rank in ranks.items() if rank != common}
+    parameters = sorted(m for m in ranks if _adapted(average, m).parameter is not None)
+    rows = _rows(average)
     return {
         **average.source.members[0].adapter,
         "r": common,
@@ -212,7 +259,10 @@ def _config(average: AdapterAverage, ranks: Mapping[str, int]) -> dict[str, Any]
         "use_rslora": False,
         "use_dora": any(member.dora for member in average.source.members),
         "init_lora_weights": True,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(ranks.keys() - set(parameters)),
+        "target_parameters": parameters or None,
+        "trainable_token_indices": {n.removesuffix(".weight"): r for n, r in rows.items()}
+        or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "exclude_modules": None,

@@ -8,11 +8,13 @@ In the layout of the stored weight (`in x out` for embeddings and GPT-2's Conv1D
 with L_i R_i = s_i B_i A_i, or its transpose, and c_i = 1. With DoRA,
 c_i = m_i / ‖W + s_i B_i A_i‖ row by row (of the `out x in` form): fixed numbers once the member
 is trained, so that sums of merged DoRA weights are as cheap as those of LoRA. A module that
-one member adapts and another does not has ΔW = 0 there: its weight is W.
+one member adapts and another does not has ΔW = 0 there: its weight is W. A parameter of experts
+is one such weight for each expert.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fusetune.members.adapter import AdapterMember
-from fusetune.members.adapter_compare import check_base
+from fusetune.members.adapter_bind import bind_adapters, tensor_names, weight_of
 from fusetune.members.base import Base
 from fusetune.members.files import FileSource
 from fusetune.members.header import TensorSpec
@@ -33,8 +35,9 @@ class Low:
     """The low-rank change of one weight by one member, in the layout of the weight.
 
     Attributes:
-        left: `rows x r`, s included where the weight is `out x in`.
-        right: `r x columns`, s included where it is not.
+        left: `rows x r`, s included where the weight is `out x in`; of experts, with one
+            more dimension in front.
+        right: `r x columns`, s included where it is not; likewise.
         scale: c_i as a vector over the outputs; None for plain LoRA.
     """
 
@@ -52,21 +55,29 @@ class AdapterSource:
     """
 
     def __init__(self, members: Sequence[AdapterMember], base: Base) -> None:
-        self.members = tuple(members)
+        self.given = tuple(members)
         self.base = base
-        self.files = FileSource(self.members)
+        self.files = FileSource(self.given)
         self._scales: dict[tuple[int, str], Tensor] = {}
+
+    @cached_property
+    def members(self) -> tuple[AdapterMember, ...]:
+        """The adapters as changes of the base model's tensors; it is loaded for that.
+
+        Raises:
+            MemberError: If they do not fit the base model.
+        """
+        return bind_adapters(self.given, self.base)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Those of the base model.
 
         Raises:
-            MemberError: If the base model is not of the adapters' shapes.
+            MemberError: If the adapters do not fit the base model.
         """
-        specs = self.base.specs
-        check_base(self.members, self.base, specs)
-        return specs
+        _ = self.members
+        return self.base.specs
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -76,8 +87,7 @@ class AdapterSource:
     @cached_property
     def weights(self) -> Mapping[str, str]:
         """Name of each adapted weight → the module."""
-        modules = sorted({name for member in self.members for name in member.modules})
-        return {f"{module}.weight": module for module in modules}
+        return tensor_names(self.members)
 
     @cached_property
     def biases(self) -> Mapping[str, str]:
@@ -85,10 +95,10 @@ class AdapterSource:
         pairs = ((n, m) for member in self.members for n, m in member.modules.items())
         return {f"{name}.bias": name for name, module in pairs if module.bias}
 
-    @property
+    @cached_property
     def whole(self) -> tuple[str, ...]:
-        """Names of tensors that every member brings itself."""
-        return tuple(sorted(self.members[0].whole))
+        """Names of tensors that members bring themselves, all of them or single rows."""
+        return tuple(sorted({n for m in self.members for n in (*m.whole, *m.rows)}))
 
     @cached_property
     def constant(self) -> frozenset[str]:
@@ -105,14 +115,15 @@ class AdapterSource:
         spec = self.tensors[name]
         if name not in self.weights:
             return self.exact_tensor(index, name).to(spec.dtype)
-        return self._rows(index, name, 0, spec.shape[0]).to(spec.dtype)
+        rows = math.prod(spec.shape[:-1])
+        return self._rows(index, name, 0, rows).view(spec.shape).to(spec.dtype)
 
     def read_part(self, index: int, name: str, part: slice, out: Tensor) -> None:
         """Elements of the merged tensor; only their rows are made."""
         if name not in self.weights:
             out.copy_(self.exact_tensor(index, name).reshape(-1)[part])
             return
-        columns = self.tensors[name].shape[1]
+        columns = self.tensors[name].shape[-1]
         first, last = part.start // columns, -(-part.stop // columns)
         rows = self._rows(index, name, first, last).reshape(-1)
         skipped = first * columns
@@ -123,11 +134,13 @@ class AdapterSource:
         adapted = self.members[index].modules.get(module)
         if adapted is None:
             return None
-        wide = self.accumulator(f"{module}.weight")
+        wide = self.accumulator(weight_of(module, adapted))
         a = self.files.read(index, adapted.a).to(wide)
         b = self.files.read(index, adapted.b).to(wide) * adapted.scaling
-        flipped = self.base.transposed(module)
-        left, right = (a.t(), b.t()) if flipped else (b, a)
+        if adapted.experts is not None:  # PEFT keeps the factors of all experts in two matrices
+            a = a.view(adapted.experts, adapted.rank, -1)
+            b = b.view(-1, adapted.rank, adapted.experts).permute(2, 0, 1)
+        left, right = (a.mT, b.mT) if self.base.flipped(module, adapted) else (b, a)
         scale = self._scale(index, module, left, right) if adapted.magnitude else None
         return Low(left, right, scale)
 
@@ -145,6 +158,11 @@ class AdapterSource:
         if name in member.whole:
             return self.files.read(index, member.whole[name])
         tensor = self.base.tensors[name]
+        if name in member.rows:
+            key, rows = member.rows[name]
+            wide = tensor.to(self.accumulator(name))
+            values = self.files.read(index, key).to(wide)
+            return wide.index_copy(0, torch.tensor(rows), values)
         added = self.bias(index, self.biases[name]) if name in self.biases else None
         return tensor if added is None else tensor.to(added.dtype) + added
 
@@ -154,14 +172,22 @@ class AdapterSource:
         return torch.float64 if wide else torch.float32
 
     def along(self, name: str) -> int:
-        """The dimension of a stored weight that counts outputs."""
-        return 1 if self.base.transposed(self.weights[name]) else 0
+        """The dimension of a stored weight that counts outputs; experts are not counted."""
+        module = self.weights[name]
+        adapted = next(m.modules[module] for m in self.members if module in m.modules)
+        return 1 if self.base.flipped(module, adapted) else 0
 
     def _rows(self, index: int, name: str, first: int, last: int) -> Tensor:
-        """Rows of the merged weight, in the dtype of sums."""
-        module = self.weights[name]
-        base = self.base.tensors[name][first:last].to(self.accumulator(name))
+        """Rows of the merged weight, in the dtype of sums; those of experts are counted on."""
+        module, (*experts, height, columns) = self.weights[name], self.tensors[name].shape
         low = self.low(index, module)
+        if experts and low is not None:
+            a, b = first // height, -(-last // height)
+            base = self.base.tensors[name][a:b].to(self.accumulator(name))
+            merged = torch.baddbmm(base, low.left[a:b], low.right[a:b]).view(-1, columns)
+            return merged[first - a * height : last - a * height]
+        base = self.base.tensors[name].view(-1, columns)[first:last]
+        base = base.to(self.accumulator(name))
         if low is None:
             return base
         merged = torch.addmm(base, low.left[first:last], low.right)

@@ -15,6 +15,8 @@ from fusetune.members.adapter_source import AdapterSource
 class Stack:
     """One adapted weight W and the changes that k members make to it, in W's layout.
 
+    Of a parameter of experts, W, L and R have one more dimension in front, the expert.
+
     Attributes:
         kept: W, as stored, or what makes it anew from the levels of a quantised layer.
         left: L, `rows x Σr`, scalings and DoRA's scales included.
@@ -37,20 +39,21 @@ class Stack:
         module, along = source.weights[name], source.along(name)
         wide, shape = source.accumulator(name), source.tensors[name].shape
         lows = [source.low(i, module) for i in range(len(source.members))]
-        ranks = [0 if low is None else low.right.shape[0] for low in lows]
-        left = torch.empty(shape[0], sum(ranks), dtype=wide)
-        right = torch.empty(sum(ranks), shape[1], dtype=wide)
-        scales = torch.ones(len(lows), shape[along], dtype=wide)
+        ranks = [0 if low is None else low.right.shape[-2] for low in lows]
+        *experts, rows, columns = shape
+        left = torch.empty(*experts, rows, sum(ranks), dtype=wide)
+        right = torch.empty(*experts, sum(ranks), columns, dtype=wide)
+        scales = torch.ones(len(lows), (rows, columns)[along], dtype=wide)
         start = 0
         for low, rank, scale in zip(lows, ranks, scales, strict=True):
             if low is None:
                 continue
-            columns, rows = left[:, start : start + rank], right[start : start + rank]
-            columns.copy_(low.left)
-            rows.copy_(low.right)
-            if low.scale is not None:
+            own = slice(start, start + rank)
+            left[..., own].copy_(low.left)
+            right[..., own, :].copy_(low.right)
+            if low.scale is not None:  # of matrices alone
                 scale.copy_(low.scale)
-                _ = columns.mul_(scale[:, None]) if along == 0 else rows.mul_(scale)
+                _ = left[:, own].mul_(scale[:, None]) if along == 0 else right[own].mul_(scale)
             start += rank
         dora = any(low is not None and low.scale is not None for low in lows)
         owners = torch.repeat_interleave(torch.arange(len(lows)), torch.tensor(ranks))
@@ -79,15 +82,16 @@ class Stack:
         """
         if apart:
             used, k = vector != 0, len(vector)
-            left = self.left.view(len(self.left), k, -1)[:, used]
-            right = self.right.view(k, -1, self.right.shape[1])[used]
+            left = self.left.unflatten(-1, (k, -1))[..., used, :]
+            right = self.right.unflatten(-2, (k, -1))[..., used, :, :]
             a = vector[used]
-            return torch.einsum("nkr,k->nr", left, a), torch.einsum("krm,k->rm", right, a)
+            mixed = torch.einsum("...nkr,k->...nr", left, a)
+            return mixed, torch.einsum("...krm,k->...rm", right, a)
         coefficients = vector[self.owners]
         used = coefficients != 0
         if bool(used.all()):
             return self.left * coefficients, self.right
-        return self.left[:, used] * coefficients[used], self.right[used]
+        return self.left[..., used] * coefficients[used], self.right[..., used, :]
 
     def stretch(self, vector: Tensor, total: float) -> Tensor | float:
         """What W is multiplied by: Σ a_i, or a vector over the outputs with DoRA."""
@@ -108,9 +112,10 @@ class Stack:
         exact = stored.dtype == base.dtype  # else the caller rounds to the stored dtype
         if isinstance(stretch, Tensor) or stretch != 1.0:
             base = base * stretch
+        add = torch.addmm if base.dim() == 2 else torch.baddbmm
         if exact and out is not None and out.dtype == base.dtype and out.is_contiguous():
-            return torch.addmm(base, left, right, out=out)
-        return torch.addmm(base, left, right)
+            return add(base, left, right, out=out)
+        return add(base, left, right)
 
     def products(self, gradient: Tensor, k: int) -> Tensor:
         """<G, θ_i> of every member, `k`."""
@@ -120,5 +125,7 @@ class Stack:
             found = aligned.sum(dtype=torch.float64).expand(k).clone()
         else:
             found = (self.scales @ aligned.sum(dim=1 - self.along)).double()
-        ranks = ((self.left.t() @ wide) * self.right).sum(dim=1, dtype=torch.float64)
-        return found.index_add_(0, self.owners, ranks)
+        ranks = ((self.left.mT @ wide) * self.right).sum(dim=-1, dtype=torch.float64)
+        for each in ranks.view(-1, len(self.owners)):  # expert by expert
+            found.index_add_(0, self.owners, each)
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from operator import itemgetter
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members.adapter import PREFIX, AdapterMember
-from fusetune.members.base_tensors import BaseTensors
+from fusetune.members.adapter import AdaptedModule, AdapterMember
+from fusetune.members.adapter_keys import PREFIX, base_name
+from fusetune.members.base_load import fit_vocabulary, load_base, unread_names
+from fusetune.members.base_tensors import BaseTensors, identity
+from fusetune.members.binding import listed, same_bits
+from fusetune.members.files import FileSource
 from fusetune.members.header import DTYPES, TensorSpec
 from fusetune.models.quantised import (
     describe,
@@ -25,18 +30,10 @@ from fusetune.models.quantised import (
     transposed,
 )
 
+logger = logging.getLogger(__name__)
+
 BaseModel = nn.Module | Callable[[], nn.Module]
 """The model without adapters, or a function that loads it."""
-
-AUTO_CLASSES: Mapping[str, str] = {  # PEFT's task type → the class that loads such a model
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
 
 
 class Base:
@@ -46,37 +43,143 @@ class Base:
     is no second copy of what no adapter changes. `keep` copies what is going to be
     overwritten.
 
+    What the adapters' files hold of the base itself (embeddings with added tokens, the copies
+    of adapted embeddings, nearly all of a whole PEFT model's state) is laid into the model,
+    where it is the same in all of them.
+
     Args:
         source: The model without adapters, or a function that loads it.
-        expected: sha256 that `base_sha256` must give; any if empty.
-        replaced: Tensors that the members bring themselves, which the digest leaves out.
+        adapters: The members that are laid on it; none if the model is only looked at.
+        given: Whether somebody chose the model on purpose, so that tensors of it that stand
+            in no file may be as they should be.
     """
 
     def __init__(
         self,
         source: BaseModel,
-        expected: Collection[str] = (),
-        replaced: Collection[str] = (),
+        adapters: Sequence[AdapterMember] = (),
+        *,
+        given: bool = False,
     ) -> None:
         self._source = source
-        self._expected = frozenset(expected)
-        self._replaced = frozenset(replaced)
+        self._adapters = tuple(adapters)
+        self._given = given
 
     @cached_property
     def model(self) -> nn.Module:
         """The model; averages may change its parameters.
 
         Raises:
-            MemberError: If its weights are not those that the adapters were trained on.
+            MemberError: If its weights are not those that the adapters were trained on, or
+                some of them stand in no file.
         """
         model = self._source if isinstance(self._source, nn.Module) else self._source()
-        for digest in self._expected:
-            if base_sha256(model, self._replaced) != digest:
-                raise MemberError(
-                    "The base model has not the weights that the adapters were trained on.",
-                    hint="Give the model (and revision) that the training began with.",
-                )
+        fit_vocabulary(model, self._adapters)
+        if not self.empty(model):
+            self._lay(model)
+            self._check_digests(model)
+        if self._adapters and not self._digests:
+            self._check_read(model)
         return steady(model)
+
+    @staticmethod
+    def empty(model: nn.Module) -> bool:
+        """Whether a model has no values at all: then names and shapes are looked at alone."""
+        return all(parameter.is_meta for parameter in model.parameters())
+
+    @cached_property
+    def constants(self) -> Mapping[str, Tensor]:
+        """What the adapters' files hold of the base and what training did not change.
+
+        A tensor that is equal, bit by bit, in all members that have it.
+
+        Raises:
+            MemberError: If copies of an adapted weight differ.
+        """
+        files, found = FileSource(self._adapters), {}
+        keys = [{**member.whole, **member.copies} for member in self._adapters]
+        for name in dict.fromkeys(name for own in keys for name in own):
+            having = [(i, own[name]) for i, own in enumerate(keys) if name in own]
+            if same_bits_of(files, having):
+                found[name] = files.load_tensor(*having[0])
+            elif any(name in member.copies for member in self._adapters):
+                raise MemberError(
+                    f"{name}, which the adapters leave as it is, differs between "
+                    f"{self._adapters[having[0][0]].path} and other members.",
+                    hint="Fuse adapters of one run, which have one base model.",
+                )
+        return found
+
+    @cached_property
+    def laid(self) -> Mapping[str, Tensor]:
+        """Those of the constants that the base model, as it was loaded, has otherwise."""
+        _ = self.model
+        return self._laid
+
+    def _lay(self, model: nn.Module) -> None:
+        """Give the model what the adapters' files hold of it."""
+        state = model.state_dict()
+        self._laid: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, value in self.constants.items():
+                target = state.get(name)
+                if target is None or target.shape != value.shape:
+                    continue  # the comparison with the base has a message for it
+                if torch.equal(target.cpu(), value.to(target.dtype)):
+                    continue
+                for member in self._adapters:
+                    if name not in member.whole and name not in member.copies:
+                        raise MemberError(
+                            f"{member.path} leaves {name} to the base model, where it is "
+                            "another than in other members.",
+                            hint="Fuse adapters of one run, which have one base model.",
+                        )
+                target.copy_(value)
+                self._laid[name] = value
+
+    @cached_property
+    def _digests(self) -> frozenset[str]:
+        """sha256 of the base's weights as the members' manifests have it."""
+        return frozenset(m.base_digest for m in self._adapters if m.base_digest is not None)
+
+    def _check_digests(self, model: nn.Module) -> None:
+        if not self._digests:
+            return
+        first = self._adapters[0]
+        held = {*first.whole, *first.rows}  # what was trained, or only saved with the rest
+        own = {base_sha256(model, held), base_sha256(model, held - self.constants.keys())}
+        if not self._digests <= own:
+            raise MemberError(
+                "The base model has not the weights that the adapters were trained on.",
+                hint="Give the model (and revision) that the training began with.",
+            )
+
+    def _check_read(self, model: nn.Module) -> None:
+        """Refuse weights that stand neither in the adapters nor in the base's files."""
+        first = self._adapters[0]
+        tied = _tied_names(model, {})
+        held = {n for name in (*first.whole, *first.copies) for n in tied.get(name, (name,))}
+        names = sorted(unread_names(model) - held)
+        if not names:
+            return
+        what = (
+            f"{listed(names, 4)} of {type(model).__name__} stand neither in {first.path} nor "
+            f"in {getattr(model, 'name_or_path', 'the base model')}"
+        )
+        if self._given and (isinstance(self._source, nn.Module) or self._again(model, names)):
+            logger.warning("%s: they are taken as the model that was given has them.", what)
+            return
+        raise MemberError(
+            f"{what}: they would be drawn at random, other ones than the training had.",
+            hint="Give the model that the training ended with (model_init, or --model FOLDER), "
+            "or save such layers with the adapters: modules_to_save, or PEFT's task_type.",
+        )
+
+    def _again(self, model: nn.Module, names: Sequence[str]) -> bool:
+        """Whether the function that made the model gives these tensors the same values."""
+        assert not isinstance(self._source, nn.Module)
+        state, other = model.state_dict(), self._source().state_dict()
+        return all(n in other and torch.equal(state[n].cpu(), other[n].cpu()) for n in names)
 
     @cached_property
     def layers(self) -> Mapping[str, nn.Module]:
@@ -97,17 +200,16 @@ class Base:
                 "cannot be averaged into them.",
                 "Take more or larger devices, or a smaller precision.",
             )
+        return self._all
+
+    @cached_property
+    def _all(self) -> BaseTensors:
         return BaseTensors(self.model, self.layers)
 
     @cached_property
     def tied(self) -> dict[str, tuple[str, ...]]:
         """Every name that shares its tensor with others → all those names."""
-        groups: dict[tuple[object, ...], list[str]] = {}
-        for name, value in self.model.state_dict().items():
-            if value.numel() and not of_weight(name, self.layers):
-                groups.setdefault((value.data_ptr(), value.shape), []).append(name)
-        shared = [tuple(names) for names in groups.values() if len(names) > 1]
-        return {name: names for names in shared for name in names}
+        return _tied_names(self.model, self.layers)
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -117,7 +219,7 @@ class Base:
             MemberError: If a weight is quantised otherwise than by bitsandbytes, or in a
                 dtype that no file could hold.
         """
-        specs = {name: self.tensors.spec(name) for name in self.tensors}
+        specs = {name: self._all.spec(name) for name in self._all}
         strange = [n for n, spec in specs.items() if spec.dtype not in DTYPES.values()]
         packed = [n for n, spec in specs.items() if _packed(n, spec)]
         if strange or packed:
@@ -146,7 +248,21 @@ class Base:
 
         if module in self.layers:
             return transposed(self.layers[module])
-        return isinstance(self.model.get_submodule(module), Conv1D | nn.Embedding)
+        return isinstance(self.submodule(module), Conv1D | nn.Embedding)
+
+    def flipped(self, module: str, adapted: AdaptedModule) -> bool:
+        """Whether a stored weight is `in x out`, of every expert if it has some."""
+        if adapted.experts is not None:
+            owner = self.submodule(module.rpartition(".")[0])
+            return bool(getattr(owner, "is_transposed", False))
+        return adapted.parameter is None and self.transposed(module)
+
+    def submodule(self, path: str) -> nn.Module | None:
+        """A module by its path; None if there is none."""
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return None
 
     def keep(self, names: Iterable[str]) -> None:
         """Copy tensors that the model still shares, before it is written into."""
@@ -163,12 +279,32 @@ class Base:
         return partial(self.tensors.on_device, name)
 
 
+def _tied_names(
+    model: nn.Module, layers: Mapping[str, nn.Module]
+) -> dict[str, tuple[str, ...]]:
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if value.numel() and not of_weight(name, layers):
+            groups.setdefault(identity(value), []).append(name)
+    shared = [tuple(names) for names in groups.values() if len(names) > 1]
+    return {name: names for names in shared for name in names}
+
+
 def base_of(adapters: Sequence[AdapterMember], source: BaseModel | None) -> Base:
     """The base of compatible adapters; without a source, the one that the first one names."""
-    first = adapters[0]
-    digests = {m.base_digest for m in adapters if m.base_digest is not None}
-    make = (lambda: load_base(first)) if source is None else source
-    return Base(make, digests, first.whole.keys())
+    if source is None:
+        return Base(lambda: load_base(adapters[0]), adapters)
+    return Base(source, adapters, given=True)
+
+
+def same_bits_of(files: FileSource, keys: Sequence[tuple[int, str]]) -> bool:
+    """Whether tensors of several members, each by its index and key, are equal bit by bit."""
+    (index, key), *others = keys
+    first = files.load_tensor(index, key)
+    return all(
+        first.shape == other.shape and same_bits([first, other])
+        for other in (files.load_tensor(*place) for place in others)
+    )
 
 
 def base_sha256(model: nn.Module, replaced: Collection[str] = ()) -> str:
@@ -201,13 +337,13 @@ def base_sha256(model: nn.Module, replaced: Collection[str] = ()) -> str:
 
 def _base_name(name: str) -> str:
     """Of a tensor or a layer under PEFT's wrappers: its name without them."""
-    return name.removeprefix(PREFIX).replace(".base_layer.", ".").removesuffix(".base_layer")
+    return base_name(name.removeprefix(PREFIX))
 
 
 def _base_parameters(model: nn.Module, wrapped: bool) -> list[tuple[str, Tensor]]:
     if not wrapped:
         return list(model.named_parameters())
-    own = ("lora_", ".modules_to_save.", ".original_module.")
+    own = ("lora_", ".modules_to_save.", ".original_module.", ".token_adapter.")
     return [
         (_base_name(name), parameter)
         for name, parameter in model.named_parameters()
@@ -218,72 +354,6 @@ def _base_parameters(model: nn.Module, wrapped: bool) -> list[tuple[str, Tensor]
 def is_peft(model: nn.Module) -> bool:
     """Whether a model is PEFT's wrapper of another."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def load_base(member: AdapterMember) -> nn.Module:
-    """The base model that an adapter's configuration names.
-
-    Its class follows from PEFT's task type, or is the one that PEFT wrote down; the number
-    of labels from config.json beside the adapter, or from the head that it saved.
-
-    Raises:
-        MemberError: If no base model is named, or it cannot be loaded.
-    """
-    import transformers  # takes seconds, and only adapters need it
-
-    name, config = member.base_name, member.adapter
-    if name is None:
-        raise MemberError(
-            f"{member.path} does not say which base model it belongs to.",
-            hint="Give the base model: MemberPool.open(paths, base=model).",
-        )
-    mapping = config.get("auto_mapping")
-    written = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    kind = AUTO_CLASSES.get(str(config.get("task_type")), written)
-    make: Any = getattr(transformers, str(kind), None)
-    if not _is_model_class(make):
-        raise MemberError(
-            f"{member.path} does not say of which class its base model is.",
-            hint="Give the base model: MemberPool.open(paths, base=model).",
-        )
-    heads = [member.tensors[member.whole[n]].shape for n in HEADS if n in member.whole]
-    labels = [shape[0] for shape in heads if shape]
-    options: dict[str, Any] = {"revision": r} if (r := config.get("revision")) else {}
-    # Nothing pickled, no code from the folder, and no question about it on the terminal.
-    options |= {"use_safetensors": True, "trust_remote_code": False}
-    try:
-        if member.config:
-            config = transformers.AutoConfig.from_pretrained(
-                member.path, trust_remote_code=False
-            )
-            options |= {"config": config, **_quantised_as(config)}
-        elif labels and kind != "AutoModel":
-            options["num_labels"] = labels[0]
-        model: nn.Module = make.from_pretrained(name, **options)
-    except Exception as error:  # a damaged configuration makes the library raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MemberError(
-            f"The base model {name} of {member.path} cannot be loaded: {reason}",
-            hint="Give the base model: MemberPool.open(paths, base=model).",
-        ) from error
-    return model.eval()
-
-
-def _quantised_as(config: Any) -> dict[str, Any]:
-    """How the base was quantised that an adapter was trained on, from its configuration.
-
-    That of stored levels stands in the base's own configuration too.
-    """
-    packed = config.__dict__.pop("quantization_config", None)
-    return {} if packed is None else {"quantization_config": packed, "dtype": config.dtype}
-
-
-def _is_model_class(found: Any) -> bool:
-    """Whether a name in a file means a class of models, and nothing else of the library."""
-    from transformers import PreTrainedModel
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
-
-    return isinstance(found, type) and issubclass(found, (PreTrainedModel, _BaseAutoModelClass))
 
 
 def _packed(name: str, spec: TensorSpec) -> bool:

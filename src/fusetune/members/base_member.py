@@ -55,7 +55,7 @@ def write_base(
     if read_manifest(folder) is not None:
         return folder
     first = pool.members[0]
-    adapter = first if isinstance(first, AdapterMember) else None
+    adapter = None if pool.adapters is None else pool.adapters.members[0]
     names = sorted(adapter.whole) if adapter else list(pool.tensors)
     check_base_tensors(pool.tensors, tensors, [n for n in names if n not in drawn])
     found = {n: tensors[n] for n in names if n in tensors and n not in drawn}

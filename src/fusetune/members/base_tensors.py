@@ -29,12 +29,12 @@ class BaseTensors(Mapping[str, Tensor]):
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         self._plain: dict[str, Tensor] = {}
         seen: set[tuple[object, ...]] = set()
-        for name, value in model.state_dict().items():
+        for name, value in model.state_dict(keep_vars=True).items():
             if of_weight(name, layers):
                 continue
-            place = (value.data_ptr(), value.shape, value.stride())
+            place = identity(value)
             if place not in seen or not value.numel():
-                self._plain[name] = value.cpu()
+                self._plain[name] = value.detach() if value.is_meta else value.detach().cpu()
             seen.add(place)
         self._layers = {f"{name}.weight": layer for name, layer in layers.items()}
         self._dtype = plain_dtype(model)
@@ -76,3 +76,10 @@ class BaseTensors(Mapping[str, Tensor]):
                 with torch.no_grad():
                     self._made[name] = dense(layer).to("cpu", self._dtype)
             return self._made[name]
+
+
+def identity(value: Tensor) -> tuple[object, ...]:
+    """The same for tensors that are one; without data, as on the meta device, the object."""
+    if value.data_ptr() == 0:
+        return (id(value),)
+    return (value.data_ptr(), value.shape, value.stride())

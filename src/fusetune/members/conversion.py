@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fusetune.errors import MemberError
 from fusetune.members import formats, gguf, pickled
-from fusetune.members.adapter import CONFIG, WEIGHTS, AdapterMember, is_adapter
+from fusetune.members.adapter import CONFIG, WEIGHTS, AdapterMember, is_adapter, of_peft
 from fusetune.members.disk import file_sha256, replaced_folder, require_space, write_json
 from fusetune.members.formats import CONSENT, TOKENIZER_FILES, Foreign
 from fusetune.members.header import TensorInfo
@@ -58,13 +58,13 @@ class Conversion:
         if foreign.index is not None:
             check_shards(foreign)
         if self.folder is None:
-            return _look(path, foreign)
+            return of_peft(_look(path, foreign))
         files = {file: file_sha256(file) for file in foreign.files}
         copy = self._copy(path, foreign, files)
         manifest = read_manifest(copy)
         assert manifest is not None  # it is what makes a copy complete
         records = {f.name: FileRecord(d, f.stat().st_size) for f, d in files.items()}
-        opened = AdapterMember.open(copy) if foreign.adapter else Member.open(copy)
+        opened = AdapterMember.open(copy) if foreign.adapter else of_peft(Member.open(copy))
         return replace(
             opened,
             path=path,
@@ -112,7 +112,7 @@ def open_member(path: Path, conversion: Conversion | None = None) -> Member:
         if foreign is not None:
             return (conversion or Conversion()).open(path, foreign)
         formats.require_whole(path)
-    return Member.open(path)
+    return of_peft(Member.open(path))
 
 
 def check_shards(foreign: Foreign) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fusetune.members.adapter import AdapterMember
 from fusetune.members.adapter_compare import adapter_errors
 from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.base import Base, BaseModel, base_of
+from fusetune.members.base_load import load_base
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.conversion import Conversion, open_member
 from fusetune.members.discover import Paths, find_members
@@ -49,13 +50,16 @@ class Inspection:
         errors: Why they, or others that cannot be read, cannot be fused; empty if they can.
         incomplete: Folders whose writing never ended; left out.
         model: Class of Transformers whose tensors the members have; empty where their files
-            name none, they are adapters, or nobody asked.
+            name none, or nobody asked. Of adapters, that of their base model.
+        unchecked: Why it is not known whether adapters fit their base model: it is not named,
+            or cannot be loaded here.
     """
 
     members: tuple[Member, ...]
     errors: tuple[MemberError, ...]
     incomplete: tuple[Path, ...]
     model: str = ""
+    unchecked: str = ""
 
     @property
     def compatible(self) -> bool:
@@ -192,7 +196,7 @@ class MemberPool:
         their base is quantised is added, which makes other models of them.
         """
         digests = [m.sha256 for m in self.members]
-        if self.adapters and any(m.base_digest is None for m in self.adapters.members):
+        if self.adapters and any(m.base_digest is None for m in self.adapters.given):
             digests += filter(None, [self.adapters.base.quantisation])
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -248,17 +252,18 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
         paths: As of `MemberPool.open`.
         allow_pickle: Consent to pickled ones; others' tensors are not read.
         own_model: Whether they will be put into the model that their configuration names, and
-            so have to fit it, too.
+            so have to fit it, too; of adapters, the base model that they name.
 
     Raises:
         MemberError: Only if there is no checkpoint to speak of.
     """
     found = find_members(paths)
+    looking = Conversion(allow_pickle=allow_pickle)
     members: list[Member] = []
     errors: list[MemberError] = []
     for folder in found.folders:
         try:
-            members.append(open_member(folder, Conversion(allow_pickle=allow_pickle)))
+            members.append(open_member(folder, looking))
         except MemberError as error:
             errors.append(error)
     if all(member.step is not None for member in members):
@@ -276,10 +281,40 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
                 hint="Save more checkpoints in training, or give the folder of all of them.",
             )
         )
-    model = ""
-    if own_model and not errors and not isinstance(members[0], AdapterMember):
+    model = unchecked = ""
+    if own_model and not errors:
         try:
-            model = check_fits_its_model(members[0])
+            if isinstance(members[0], AdapterMember):
+                model, unchecked = check_fit_their_base(members, allow_pickle)
+            else:
+                model = check_fits_its_model(members[0])
         except MemberError as error:
             errors.append(error)
-    return Inspection(tuple(members), tuple(errors), found.incomplete, model)
+    return Inspection(tuple(members), tuple(errors), found.incomplete, model, unchecked)
+
+
+def check_fit_their_base(
+    members: Sequence[Member], allow_pickle: bool = False
+) -> tuple[str, str]:
+    """Check adapters against the base model that they name, by the code of their fusion.
+
+    Its values are read where the members know a digest of them; else names and shapes tell all.
+
+    Returns:
+        The class of the base model, or why it cannot be had; the other one is empty.
+
+    Raises:
+        MemberError: If they do not fit it, or a tensor of it stands in no file.
+    """
+    first = members[0]
+    assert isinstance(first, AdapterMember)
+    empty = not any(isinstance(m, AdapterMember) and m.base_digest for m in members)
+    try:
+        model = load_base(first, empty=empty)
+    except MemberError as error:
+        return "", str(error)
+    pool = MemberPool.of([m.path for m in members], None, allow_pickle)
+    assert pool.adapters is not None
+    base = Base(model, pool.adapters.given)
+    _ = AdapterSource(pool.adapters.given, base).members
+    return type(base.model).__name__, ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter import AdapterMember
-from fusetune.members.base import HEADS
+from fusetune.members.base_load import HEADS
 from fusetune.members.formats import TOKENIZER_FILES
 from fusetune.members.member import Member, architectures
 from fusetune.models.load import PICKLED

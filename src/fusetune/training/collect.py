@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
@@ -22,7 +22,10 @@ from transformers import (
 )
 
 from fusetune.errors import StageError
+from fusetune.members.adapter import WEIGHTS
+from fusetune.members.adapter_keys import sort_keys
 from fusetune.members.base import base_sha256, is_peft
+from fusetune.members.base_load import unread_names
 from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.fit import check_can_be_collected
@@ -103,6 +106,7 @@ class MemberCollector(TrainerCallback):
         self.steps: tuple[int, ...] = ()
         self._taken = 0
         self._base: str | None = None
+        self._unread: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,6 +160,8 @@ class MemberCollector(TrainerCallback):
         size = sum(p.numel() * p.element_size() for p in kept)
         require_space(self.folder, left * size)
         self._base = base_sha256(model) if adapter else None
+        inner: Any = getattr(model, "module", model)
+        self._unread = unread_names(inner.get_base_model()) if adapter else frozenset()
 
     def on_step_end(
         self,
@@ -216,7 +222,7 @@ class MemberCollector(TrainerCallback):
         with replaced_folder(final) as temporary:
             inner: Any = getattr(model, "module", model)  # DistributedDataParallel
             if is_peft(inner):
-                _save_adapter(inner, temporary)
+                _save_adapter(inner, temporary, self._unread)
             elif hasattr(inner, "save_pretrained") and not is_chain(inner):
                 inner.save_pretrained(temporary, **_given(whole))
             elif whole is not None:
@@ -245,16 +251,39 @@ def _trained(given: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
-    """Adapter and configuration, and the configuration of the base with its head."""
-    model.save_pretrained(folder, save_embedding_layers=False)
+def _save_adapter(model: Any, folder: Path, unread: Collection[str]) -> None:
+    """Adapter and configuration, and the configuration of the base with its head.
+
+    Beside the adapter stands what the base's own files lack (`unread`): a head that was drawn
+    at random and not trained, embeddings with added tokens. PEFT loads them with the adapter.
+    """
+    active = model.active_adapter
+    model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[active])
+    if (folder / active / WEIGHTS).is_file():  # where PEFT puts adapters with a name
+        for file in list((folder / active).iterdir()):
+            file.rename(folder / file.name)
+        (folder / active).rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
+    if unread:
+        held = load_file(folder / WEIGHTS)
+        more = _frozen(model.state_dict(), unread)
+        if more.keys() - held.keys():
+            save_file({**more, **held}, folder / WEIGHTS, metadata={"format": "pt"})
     base = model.get_base_model()
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
     config.save_pretrained(folder)
     if getattr(base, "generation_config", None) is not None:
         base.generation_config.save_pretrained(folder)
+
+
+def _frozen(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Tensors of the base model under PEFT's names, without those that PEFT saves itself."""
+    keys = sort_keys("The model", (key for key in state if "lora_" not in key))
+    places = {**keys.whole, **keys.copies}
+    own = {places[name] for name in names if name in places}
+    trained = (".modules_to_save.", ".original_module.")
+    return {k: state[k].cpu().clone() for k in own if not any(part in k for part in trained)}
 
 
 def member_name(step: int, trajectory: int | None = None) -> str:
