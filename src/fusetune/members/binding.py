@@ -76,6 +76,7 @@ class Binding:
                 "into them would be rounded to their few levels.",
                 QUANTISED,
             )
+        _check_keeps_its_weights(model)
         elsewhere = {f"{name}.weight" for name in layers}
         state: dict[str, Tensor] = {
             name: value
@@ -221,6 +222,22 @@ def same_bits(tensors: Iterable[Tensor]) -> bool:
         )
         for other in others
     )
+
+
+def _check_keeps_its_weights(model: nn.Module) -> None:
+    """Refuse RWKV as Transformers computes it: what is written would not be what is evaluated.
+
+    In evaluation mode it divides weights by powers of two once, in place, and remembers that.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "layers_are_rescaled") and getattr(config, "rescale_every", 0) > 0:
+            raise MemberError(
+                f"{type(module).__name__} multiplies its own weights while it computes "
+                f"(rescale_every is {config.rescale_every} in its configuration): averages "
+                "cannot be written into them.",
+                "Set rescale_every to 0 in config.json, of the model and of its checkpoints.",
+            )
 
 
 def _identity(value: Tensor) -> tuple[object, ...]:
