@@ -40,7 +40,7 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.mobo import ensemble_prior
 from fusetune.objective import LOSS, Objective, to_maximise
-from fusetune.optimization import pareto, simplex
+from fusetune.optimization import pareto
 from fusetune.optimization.prior import MakePrior
 from fusetune.optimization.samplers import FusionSampler
 from fusetune.optimization.storage import quiet
@@ -100,7 +100,7 @@ def members(path: Path, last: int) -> Problem:
         return to_maximise([found.values], evaluator.objectives)[0], found.seconds
 
     k = len(bench.pool)
-    evaluate(simplex.one_hot(k)[0])  # warm
+    evaluate(np.eye(k)[0])  # warm
     seconds = _published_evaluation(context, evaluator)
     prior = ensemble_prior(evaluator, k)
     return Problem(k, evaluator.objectives, evaluate, prior, seconds)
@@ -177,7 +177,7 @@ def measure(paths: list[Path | None], seeds: int, last: int) -> dict[str, float]
     rows: dict[str, list[float]] = {}
     for path in paths:
         problem = problem_of(path, last)
-        corners = np.array([problem.evaluate(w)[0] for w in simplex.one_hot(problem.k)])
+        corners = np.array([problem.evaluate(w)[0] for w in np.eye(problem.k)])
         reference, _ = pareto.reference_point(corners)
         for seed in range(seeds):
             level, suggest, evaluate = published(problem, seed, reference)

@@ -31,7 +31,7 @@ from fusetune.executors.executor import Executor, Job, Outcome, Report
 from fusetune.executors.serial import SerialExecutor
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import LOSS, Objective
-from fusetune.optimization import pareto, simplex
+from fusetune.optimization import pareto
 from fusetune.optimization.samplers import FusionSampler, ask_weights, weights_of
 from fusetune.optimization.storage import open_storage
 from fusetune.optimization.study import Finished, Loop
@@ -111,7 +111,7 @@ def search(
         trials = study.get_trials(deepcopy=False)
     assert [t.number for t in trials] == list(range(candidates))
     points = np.array([weights_of(t).values for t in trials])
-    reference, _ = pareto.reference_point(landscape(simplex.one_hot(MEMBERS)))
+    reference, _ = pareto.reference_point(landscape(np.eye(MEMBERS)))
     return taken, pareto.hypervolume(landscape(points), reference)
 
 

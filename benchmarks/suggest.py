@@ -113,11 +113,11 @@ def measure(k: int, sizes: list[int], repeats: int) -> dict[str, float]:
     rng = np.random.default_rng(1)
     found: dict[str, float] = {}
     for n in sizes:
-        start = np.vstack([simplex.one_hot(k), np.full(k, 1.0 / k)])
+        start = np.vstack([np.eye(k), np.full(k, 1.0 / k)])
         points = np.vstack([start, simplex.dirichlet(max(0, n - k - 1), k, 0.5, rng)])[:n]
         box = usual.starts(n, k, seed=0)
         values, box_values = f(points), f(usual.weights(box))
-        reference, _ = pareto.reference_point(f(simplex.one_hot(k)))
+        reference, _ = pareto.reference_point(f(np.eye(k)))
         ways: dict[str, Callable[[int], object]] = {
             "seconds": lambda s, p=points, v=values: fusion.suggest(p, v, seed=s),  # type: ignore[misc]
             "seconds_prior": lambda s, p=points, v=values: fusion.suggest(  # type: ignore[misc]

@@ -12,7 +12,7 @@ from rich.table import Table
 from fusetune.members.member import Member
 from fusetune.report.content import RunRecord
 from fusetune.report.members import members_table
-from fusetune.report.tables import methods_markdown, methods_table
+from fusetune.report.tables import methods_table
 
 Results = Callable[..., dict[str, Any]]
 
@@ -57,28 +57,6 @@ def test_long_names_crop_nothing(
     text = shown(methods_table(content, objectives), 80)
     for whole in ("mobo.consensus", "1 min 36 s", "0.859–0.899", "5.6 s"):
         assert whole in text
-
-
-def test_markdown_marks_the_best_and_the_chosen(
-    results: Results, record: Callable[..., RunRecord]
-) -> None:
-    text = methods_markdown(results(), record().objectives)
-    lines = text.splitlines()
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    (mobo,) = (line for line in lines if line.startswith("| **mobo") or "mobo" in line)
-    assert "**0.8803**" in mobo
-    (finetune,) = (line for line in lines if "finetune" in line)
-    assert "**" not in finetune
-
-
-def test_names_cannot_break_the_table(
-    results: Results, record: Callable[..., RunRecord]
-) -> None:
-    content = results()
-    content["methods"]["a|b\nc"] = content["methods"]["swa"]
-    text = methods_markdown(content, record().objectives)
-    counts = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.strip()}
-    assert len(counts) == 1
 
 
 def test_members_table_names_what_differs() -> None:

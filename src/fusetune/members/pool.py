@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members import formats
@@ -26,8 +26,6 @@ from fusetune.members.fit import check_fits_its_model
 from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from fusetune.members.member import Member, Source
-from fusetune.members.streaming import StreamingAverage
-from fusetune.members.weights import FusionWeights
 
 __all__ = [
     "MANIFEST",
@@ -232,17 +230,6 @@ class MemberPool:
             MemberError: If the file has become shorter, or cannot be read any more.
         """
         self._source.read_part(index, name, part, out)
-
-    def average_into(self, model: nn.Module, weights: FusionWeights) -> None:
-        """Make `model` θ̄(w), reading the members from the disk.
-
-        For one w; for many, `average.plan` checks the model once and may keep the
-        members in memory.
-
-        Raises:
-            MemberError: If the model is not of the members' kind.
-        """
-        StreamingAverage(self, model).into_model(weights)
 
 
 def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False) -> Inspection:

@@ -1,9 +1,6 @@
 """The geometry of Σ w = 1, w ≥ 0: where fusion weights live.
 
 Notation: k members, n points, W: `n x k` float64, every row a point of the simplex.
-
-.. [Duchi2008] J. Duchi et al. Efficient Projections onto the l1-Ball for Learning in High
-   Dimensions. ICML 2008.
 """
 
 from __future__ import annotations
@@ -19,11 +16,6 @@ Points = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-4
 """A weight below this changes nothing in the fused model, but costs a read of its member."""
-
-
-def one_hot(k: int) -> Points:
-    """The k vertices, `k x k`: all weight on one member."""
-    return np.eye(k)
 
 
 def uniform_over(members: frozenset[int], k: int) -> Points:
@@ -90,18 +82,6 @@ def reductions(points: Points, n: int, rng: np.random.Generator) -> Points:
     drop[np.arange(n), base.argmax(axis=1)] = False  # one weight has to stay
     base[drop] = 0.0
     return np.asarray(base / base.sum(axis=1, keepdims=True))
-
-
-def project(points: Points) -> Points:
-    """The nearest point of the simplex (Euclidean) to each row of `... x k` [Duchi2008]_."""
-    points = np.asarray(points, dtype=np.float64)
-    k = points.shape[-1]
-    descending = -np.sort(-points, axis=-1)
-    excess = (np.cumsum(descending, axis=-1) - 1.0) / np.arange(1, k + 1)
-    support = np.count_nonzero(descending > excess, axis=-1)[..., None]
-    threshold = np.take_along_axis(excess, np.maximum(support, 1) - 1, axis=-1)
-    projected = np.maximum(points - threshold, 0.0)
-    return np.asarray(projected / projected.sum(axis=-1, keepdims=True))
 
 
 def without_negligible(points: Points) -> Points:

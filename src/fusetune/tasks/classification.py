@@ -70,12 +70,6 @@ class SequenceClassification(TextTask):
                 f"task.options.labels are two or more different names; got {labels!r}."
             )
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The name of each class id."""
-        _ = self.splits
-        return self._names
-
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of each example, `n`; logits are `n x c`."""
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
