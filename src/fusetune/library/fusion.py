@@ -32,6 +32,7 @@ def fuse(
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
     allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     base_member: BaseMember = None,
     callbacks: Sequence[Callable[[Step], object]] = (),
 ) -> Fused:
@@ -57,6 +58,7 @@ def fuse(
         folder: Keeps the candidates, so that a call that was killed goes on there.
         allow_pickle: Consent to members that are files of `torch.save`, read with
             `weights_only`.
+        trust_remote_code: Consent to run code that comes with the members' model.
         base_member: The model that the training began with, as one more member: a module, a
             folder or a hub id; of adapters, True. What it lacks, a new head, is the first
             member's. `finetune` and `swa` leave it out.
@@ -86,6 +88,7 @@ def fuse(
         device=device,
         folder=folder,
         allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
         base_member=base_member,
     )
     return search.finish(callbacks)

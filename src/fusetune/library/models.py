@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
 from fusetune.errors import ModelError
-from fusetune.members.member import architectures
+from fusetune.members.binding import SHOWN
+from fusetune.members.configuration import config_differences
+from fusetune.members.member import Member, architectures
 from fusetune.members.pool import MemberPool
 from fusetune.models.device import choose_device
 from fusetune.models.load import resolve
@@ -33,6 +37,7 @@ def build_model(
     pool: MemberPool,
     model_init: Callable[[], nn.Module] | None,
     device: str | torch.device | None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """A model of the members' kind.
 
@@ -41,26 +46,58 @@ def build_model(
         model_init: Makes a model of the members' architecture; its values do not matter.
         device: Where it is evaluated; by default where `model_init` puts it, else the best
             there is.
+        trust_remote_code: Consent to a class that comes with the members.
 
     Raises:
-        ModelError: If the class is not known, or weights cannot be loaded.
+        ModelError: If the class is not known, its configuration makes another function of the
+            members' weights, or weights cannot be loaded.
     """
-    if model_init is not None and pool.adapters is None:
-        model = made(model_init)
-        return model if device is None else model.to(device)
     if pool.adapters is not None:  # averages are written into their base
         base = pool.adapters.base.model
         return base if device is None else base.to(device)
-    first = pool.members[0]
-    names = architectures(first.config)
-    known = [name for name in names if hasattr(transformers, name)]
-    if not known:
-        said = ", ".join(names) or "no architecture"
+    if model_init is not None:
+        model = made(model_init)
+        _check_configuration(model, pool.last)
+        return model if device is None else model.to(device)
+    last = pool.last
+    make = class_of(last.config, trust_remote_code)
+    if make is None:
+        said = ", ".join(architectures(last.config)) or "no architecture"
+        code = "auto_map" in last.config
         raise ModelError(
-            f"What model the weights of {first.path} belong to is unknown: its config.json is "
+            f"What model the weights of {last.path} belong to is unknown: its config.json is "
             f"missing, or names {said}, which transformers does not have.",
-            "Give model_init, a function that makes a model of the members' kind.",
+            "Give model_init, a function that makes a model of the members' kind"
+            + (", or trust_remote_code=True for the code beside them." if code else "."),
         )
-    source = resolve(str(first.loadable))
-    built: nn.Module = source.build(getattr(transformers, known[0]).from_pretrained)
+    source = resolve(str(last.loadable), trust_remote_code=trust_remote_code)
+    built: nn.Module = source.build(make.from_pretrained, dtype=pool.dtype)
     return built.to(device=choose_device("auto") if device is None else device)
+
+
+def class_of(config: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    """The class that loads a checkpoint: of Transformers or, by consent, of its own code."""
+    names = architectures(config)
+    mapping = config.get("auto_map")
+    if trust_remote_code and isinstance(mapping, Mapping):
+        for auto_class, place in mapping.items():
+            if str(place).rpartition(".")[2] in names and hasattr(transformers, auto_class):
+                return getattr(transformers, auto_class)
+    known = [name for name in names if hasattr(transformers, name)]
+    return getattr(transformers, known[0]) if known else None
+
+
+def _check_configuration(model: nn.Module, member: Member) -> None:
+    """Refuse a model that would make another function of the weights than the saved one."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, transformers.PreTrainedConfig):
+        return
+    found = config_differences(member.config, json.loads(config.to_json_string()), loose=True)
+    if found:
+        raise ModelError(
+            "The model of model_init computes another function than the checkpoints', so that "
+            "the saved model would not be the evaluated one (the former != the latter):\n"
+            + "\n".join(f"  {line}" for line in found[:SHOWN])
+            + "\n",
+            f"Make it with the configuration of {member.loadable}.",
+        )

@@ -11,13 +11,12 @@ import transformers
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError, ModelError
-from fusetune.library.models import made
+from fusetune.library.models import class_of, made
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.base import is_peft
 from fusetune.members.base_member import add_base, state_of, write_base
 from fusetune.members.discover import Paths
 from fusetune.members.manifest import read_manifest
-from fusetune.members.member import architectures
 from fusetune.members.pool import MemberPool
 from fusetune.models.load import resolve
 
@@ -33,6 +32,7 @@ def as_pool(
     folder: Path | None,
     base_member: BaseMember,
     allow_pickle: bool,
+    trust_remote_code: bool = False,
 ) -> MemberPool:
     """The members, and their base as one more if that is wanted.
 
@@ -44,6 +44,7 @@ def as_pool(
             temporary folders by default.
         base_member: The base; see `write_base`.
         allow_pickle: Consent to pickled members.
+        trust_remote_code: Consent to code that comes with their model.
 
     Raises:
         MemberError: If members do not fit together, or the base not to them.
@@ -59,21 +60,22 @@ def as_pool(
         return pool
     if folder is None:
         temporary = TemporaryDirectory(prefix="fusetune-")
-        return _with_base(pool.keeping(temporary), Path(temporary.name) / "base", base_member)
-    return _with_base(pool, folder / "base", base_member)
+        place = Path(temporary.name) / "base"
+        return _with_base(pool.keeping(temporary), place, base_member, trust_remote_code)
+    return _with_base(pool, folder / "base", base_member, trust_remote_code)
 
 
 def _with_base(
-    pool: MemberPool, place: Path, base_member: nn.Module | str | Path | bool
+    pool: MemberPool, place: Path, base_member: nn.Module | str | Path | bool, trust: bool
 ) -> MemberPool:
     if read_manifest(place) is None:
-        tensors, drawn = _tensors(pool, base_member)
+        tensors, drawn = _tensors(pool, base_member, trust)
         write_base(place, pool, tensors, drawn)
     return add_base(pool, place)
 
 
 def _tensors(
-    pool: MemberPool, base_member: nn.Module | str | Path | bool
+    pool: MemberPool, base_member: nn.Module | str | Path | bool, trust: bool
 ) -> tuple[Mapping[str, Tensor], frozenset[str]]:
     """θ_0, and the names of what it lacks and the first member has."""
     names = () if pool.adapters is not None else tuple(pool.tensors)
@@ -87,15 +89,14 @@ def _tensors(
             "base_member=True is for adapters, which name their base model.",
             "Give the model that the training began with, or its folder or hub id.",
         )
-    classes = [n for n in architectures(first.config) if hasattr(transformers, n)]
-    if not classes:
+    kind = class_of(first.config, trust)
+    if kind is None:
         raise ModelError(
             f"What model {base_member} has to become is unknown: {first.path} names no class "
             "of transformers.",
             "Give base_member as a module, as it was before the training.",
         )
-    kind = getattr(transformers, classes[0])
-    config = transformers.AutoConfig.from_pretrained(first.loadable, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(first.loadable, trust_remote_code=trust)
     drawn: set[str] = set()
 
     def make(path: str, **options: object) -> nn.Module:
@@ -106,7 +107,8 @@ def _tensors(
         built: nn.Module = model
         return built
 
-    model = resolve(str(base_member)).build(make)
+    source = resolve(str(base_member), trust_remote_code=trust)
+    model = source.build(make, dtype=pool.dtype)
     return state_of(model, tuple(pool.tensors)), frozenset(drawn)
 
 

@@ -93,11 +93,13 @@ class Fusion:
         device: str | torch.device | None = None,
         folder: str | Path | None = None,
         allow_pickle: bool = False,
+        trust_remote_code: bool = False,
         base_member: BaseMember = None,
     ) -> None:
         self.objectives = as_objectives(objectives, direction, primary)
         self.folder = Path(folder) if folder else None
-        self.pool = as_pool(pool, model_init, self.folder, base_member, allow_pickle)
+        consents = (allow_pickle, trust_remote_code)
+        self.pool = as_pool(pool, model_init, self.folder, base_member, *consents)
         self.budget = as_budget(budget, len(self.pool))
         self.choose, self.seed = choose, seed
         self.method = as_method(method)
@@ -105,7 +107,7 @@ class Fusion:
             raise EvaluateError(f"evaluate must be a function of a model; got {evaluate!r}.")
         if len({member.sha256 for member in self.pool.members}) == 1:
             raise MemberError(f"All {len(self.pool)} members are the same.")
-        model = build_model(self.pool, model_init, device)
+        model = build_model(self.pool, model_init, device, trust_remote_code)
         where = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.average = plan(self.pool, model, device=where)
         store = EvaluationStore(None, self.pool.fingerprint)

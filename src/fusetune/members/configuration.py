@@ -64,12 +64,16 @@ COMMON = {
 SHOWN = 80  # characters of a value
 
 
-def config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def config_differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, loose: bool = False
+) -> list[str]:
     """List the settings in which two models would compute different functions.
 
     Args:
         ours: config.json of one model.
         theirs: config.json of the other; where one of them is empty, nothing can be said.
+        loose: Leave out the name of the class and special tokens, which a training may have
+            adapted to its tokenizer.
 
     Returns:
         Lines such as "config.json rope_parameters.rope_theta: 100.0 != 10000.0", theirs first.
@@ -87,7 +91,7 @@ def config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> li
     return [
         f"config.json {key}: {_shown(b.get(key))} != {_shown(a.get(key))}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not _is_open(key, a.get(key), b.get(key))
+        if a.get(key) != b.get(key) and not _is_open(key, a.get(key), b.get(key), loose)
     ]
 
 
@@ -100,11 +104,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _is_open(key: str, a: Any, b: Any) -> bool:
+def _is_open(key: str, a: Any, b: Any, loose: bool) -> bool:
     """Whether one of two values leaves open what the other says."""
     name = key.rpartition(".")[2]
     if name in ANY or SPECIAL.match(name):
-        return a is None or b is None
+        return loose or a is None or b is None
     if key.partition(".")[0] == "id2label":
         return any(v is None or DEFAULT_LABEL.fullmatch(str(v)) is not None for v in (a, b))
     return False

@@ -7,7 +7,6 @@ made once, and anew where the checkpoint has changed.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 from fusetune.errors import MemberError
 from fusetune.members import formats, gguf, pickled
 from fusetune.members.adapter import CONFIG, WEIGHTS, AdapterMember, is_adapter, of_peft
+from fusetune.members.companions import copy_files, files_of
 from fusetune.members.disk import file_sha256, replaced_folder, require_space, write_json
-from fusetune.members.formats import CONSENT, TOKENIZER_FILES, Foreign
+from fusetune.members.formats import CONSENT, Foreign
 from fusetune.members.header import TensorInfo
 from fusetune.members.manifest import FileRecord, Manifest, read_manifest, write_manifest
 from fusetune.members.member import INDEX, SINGLE, Member, read_json, step_of
@@ -25,7 +25,7 @@ from fusetune.members.writer import write_tensors
 MAKE = 1
 """Counted up when copies are made in another way, so that older ones are not used."""
 
-COMPANIONS = ("config.json", "generation_config.json", CONFIG, *TOKENIZER_FILES)
+CONFIGURATIONS = ("config.json", CONFIG)
 
 
 class Conversion:
@@ -78,8 +78,9 @@ class Conversion:
         """The folder of the copy, made if it is not there."""
         assert self.folder is not None
         companions = _companions(path, foreign)
-        digests = {**files, **{file: file_sha256(file) for file in companions}}
-        text = "".join(f"{f.name}:{digest}\n" for f, digest in digests.items())
+        digests = {file.name: digest for file, digest in files.items()}
+        digests |= {name: file_sha256(file) for name, file in companions.items()}
+        text = "".join(f"{name}:{digest}\n" for name, digest in digests.items())
         name = hashlib.sha256(f"{MAKE} {foreign.format}\n{text}".encode()).hexdigest()[:16]
         folder = self.folder / name
         if read_manifest(folder) is not None:
@@ -88,8 +89,7 @@ class Conversion:
         size = sum(file.stat().st_size for file in files)
         require_space(self.folder, growth * size)
         with replaced_folder(folder) as new:
-            for file in companions:
-                shutil.copyfile(file, new / file.name)
+            copy_files(companions, new)
             step = _write(foreign, new)
             write_manifest(new, step=-1 if step is None else step, epoch=None)
         return folder
@@ -138,7 +138,7 @@ def check_shards(foreign: Foreign) -> dict[str, str]:
 def _look(path: Path, foreign: Foreign) -> Member:
     """What a checkpoint says of itself; of mapped files, no data are read."""
     home, first = foreign.files[0].parent, foreign.files[0]
-    beside = {file.name: file for file in _companions(path, foreign)}
+    beside = _companions(path, foreign)
     config = read_json(beside["config.json"]) if "config.json" in beside else {}
     step = _step(path, foreign)
     if foreign.format == "gguf":
@@ -157,12 +157,16 @@ def _look(path: Path, foreign: Foreign) -> Member:
     return Member(path, step, ordered, config, foreign.files)
 
 
-def _companions(path: Path, foreign: Foreign) -> list[Path]:
-    """Configuration and tokenizer in the folder of the weights, or in the checkpoint's."""
-    homes = dict.fromkeys((foreign.files[0].parent, path))
-    places = ([home / name for home in homes] for name in COMPANIONS)
-    found = (next((file for file in files if file.is_file()), None) for files in places)
-    return [file for file in found if file is not None]
+def _companions(path: Path, foreign: Foreign) -> dict[str, Path]:
+    """Name → file of what goes with weights: in their folder, or in the checkpoint's.
+
+    Of a file by itself, that is the folder around it only if it is a model's.
+    """
+    found: dict[str, Path] = {}
+    for home in dict.fromkeys((foreign.files[0].parent, path)):
+        own = {name: home / name for name in CONFIGURATIONS if (home / name).is_file()}
+        found = {**(files_of(home) if own or home == path else {}), **own, **found}
+    return found
 
 
 def _write(foreign: Foreign, folder: Path) -> int | None:

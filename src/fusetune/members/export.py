@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from fusetune.errors import StageError
 from fusetune.members.adapter_export import ExportForm, write_adapter
 from fusetune.members.average import AdapterAverage, Average
 from fusetune.members.card import model_card
+from fusetune.members.companions import companions, copy_files, without_tokenizer
 from fusetune.members.disk import (
     full_disk_is_an_error,
     replaced_folder,
     require_space,
     write_json,
 )
-from fusetune.members.formats import TOKENIZER_FILES
 from fusetune.members.points import Combination, Point, to_json
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -43,6 +45,8 @@ def export(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    beside: Sequence[Path] = (),
     card: str | None = None,
     extra: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "5GB",
@@ -53,17 +57,19 @@ def export(
     Adapters are merged into their base, unless `form` asks for one adapter. A quantised base
     is written as the plain weights that its layers stand for.
 
-    Files: model.safetensors (or shards and their index), config.json,
-    generation_config.json, the tokenizer's, README.md and fusion.json. They are written
-    into a temporary sibling, which then takes the folder's place.
+    Files: model.safetensors (or shards and their index), config.json, README.md, fusion.json,
+    and all that a loader reads beside the last checkpoint's weights; see `companions`. They are
+    written into a temporary sibling, which then takes the folder's place.
 
     Args:
         average: Of the pool.
         point: w, or whatever else a method chose.
         pool: The members.
         folder: Made, or replaced as a whole if an earlier export made it.
-        tokenizer: Saved beside the model; by default the template's files are copied.
+        tokenizer: Or a processor; saved in the place of the last checkpoint's own.
         template: Folder that the configuration comes from; by default the last checkpoint.
+        config: Taken where neither a checkpoint nor the evaluated model has a config.json.
+        beside: Folders of the model that the training began with, for what checkpoints lack.
         card: README.md; by default `model_card` without metrics.
         extra: More keys for fusion.json, such as "method" and "validation".
         max_shard_size: Largest weight file, in bytes or as "5GB".
@@ -84,17 +90,17 @@ def export(
         raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
     require_replaceable(folder)
     require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
+    files = companions([pool.members[i] for i in pool.trained], [*beside, *_base_folder(pool)])
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
+        copy_files(files if tokenizer is None else without_tokenizer(files), new)
         if form.adapter:
             record["adapter"] = _write_adapter(average, point, new, form)
         else:
             write_average(average, point, new, max_shard_size=max_shard_size)
-            _write_generation_config(pool, source, new)
-        _write_config(average, pool, source, new)
+            _write_generation_config(pool, new)
+        _write_config(average, pool, source / "config.json", config or {}, new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        else:
-            _copy(source, new, *TOKENIZER_FILES)
         if card is None:
             card = model_card(pool, point, name=folder.name, adapter=form.adapter)
         (new / "README.md").write_text(card, encoding="utf-8")
@@ -147,24 +153,26 @@ def _write_adapter(
     return write_adapter(average, point, new, form.rank)
 
 
-def _write_config(average: Average, pool: MemberPool, source: Path, new: Path) -> None:
-    """config.json of the template, else of the model, with the dtype of the files.
+def _write_config(
+    average: Average, pool: MemberPool, path: Path, default: Mapping[str, Any], new: Path
+) -> None:
+    """config.json of the template, else of the model, with the precision that was evaluated.
 
     `from_pretrained` casts to the configuration's dtype, which would change the numbers.
     """
-    path = source / "config.json"
     if pool.adapters is not None:
         config = dict(pool.config)  # of the base, whatever lies beside an adapter
     elif path.exists():
         config = json.loads(path.read_text(encoding="utf-8"))
     else:
-        config = _config_of(average)
+        config = _config_of(average) or dict(default)
     if not config:
         return
-    tensors = pool.tensors.values()
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype.is_floating_point}
-    if len(dtypes) == 1:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes.pop()
+    model = average.filled
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} if model else set()
+    dtype = dtypes.pop() if len(dtypes) == 1 else pool.dtype
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    config[key] = str(dtype).removeprefix("torch.")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (new / "config.json").write_text(text, encoding="utf-8")
 
@@ -179,20 +187,33 @@ def _config_of(average: Average) -> dict[str, Any]:
     return {**found, "architectures": [type(model).__name__]}
 
 
-def _write_generation_config(pool: MemberPool, source: Path, new: Path) -> None:
-    name = "generation_config.json"
+def _write_generation_config(pool: MemberPool, new: Path) -> None:
+    """Of adapters, the settings of generation are the base model's, as those of no other."""
     base = None if pool.adapters is None else pool.adapters.base.model
     generation = getattr(base, "generation_config", None)
-    if generation is not None and not (source / name).is_file():
+    if generation is not None and not (new / "generation_config.json").exists():
         generation.save_pretrained(new)
-    else:
-        _copy(source, new, name)
 
 
-def _copy(source: Path, new: Path, *names: str) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, new / name)
+def _base_folder(pool: MemberPool) -> list[Path]:
+    """The folder of the model that adapters lie on; a hub id's in the local cache."""
+    if pool.adapters is None:
+        return []
+    name = getattr(getattr(pool.adapters.base.model, "config", None), "_name_or_path", "")
+    return local_folder(name)
+
+
+def local_folder(name: str, revision: str | None = None) -> list[Path]:
+    """The folder of a model by its name, if it is on this machine: nothing is fetched."""
+    if not name:
+        return []
+    if Path(name).is_dir():
+        return [Path(name)]
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no hub id
+        return []
+    return [Path(config).parent] if isinstance(config, str) else []
 
 
 def finite(value: Any) -> Any:

@@ -25,21 +25,6 @@ BESIDE = re.compile(
 )
 """Names of files beside the weights, and of parts of weights."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
-
 CONSENT = (
     "If you trust where it comes from, consent with --allow-pickle, in a recipe with "
     "model.allow_pickle: true, in Python with allow_pickle=True: it is then read with "

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusetune.errors import MemberError
@@ -18,6 +19,7 @@ from fusetune.members.adapter_compare import adapter_errors
 from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.base import Base, BaseModel, base_of
 from fusetune.members.base_load import load_base
+from fusetune.members.companions import check_parts
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.conversion import Conversion, open_member
 from fusetune.members.discover import Paths, find_members
@@ -182,6 +184,21 @@ class MemberPool:
         return self._source.config
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which the fused model is loaded: evaluated, and loaded when saved.
+
+        That of the members' tensors, whatever config.json says, as the program that wrote the
+        files may have left there that of the training. Where tensors have several, that of
+        config.json.
+        """
+        dtypes = {t.dtype for t in self.tensors.values() if t.dtype.is_floating_point}
+        if len(dtypes) == 1:
+            return dtypes.pop()
+        named = str(self.config.get("dtype") or self.config.get("torch_dtype"))
+        found = getattr(torch, named.removeprefix("torch."), None)
+        return found if isinstance(found, torch.dtype) else torch.float32
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors of all members, as their files hold them."""
         return sum(member.nbytes for member in self.members)
@@ -261,6 +278,11 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
         reference, different = differences(members)
         if different:
             errors.append(mismatch(reference, different))
+    if not errors:
+        try:
+            check_parts(members)
+        except MemberError as error:
+            errors.append(error)
     if not errors and len(members) < 2:
         errors.append(
             MemberError(

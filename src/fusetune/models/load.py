@@ -118,6 +118,7 @@ class ModelSource:
         device: torch.device | None = None,
         precision: torch.dtype = torch.float32,
         spread: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> PreTrainedModel:
         """The model with a task's head.
 
@@ -126,6 +127,7 @@ class ModelSource:
             device: Where a quantised model computes; needed for that alone.
             precision: In which such a one multiplies.
             spread: Whether `device_map` counts; without it the model is on the CPU.
+            dtype: Of the weights; by default that of the configuration.
 
         Raises:
             ModelError: If there are no weights, they are cut off, or they are pickled
@@ -133,7 +135,8 @@ class ModelSource:
         """
         safe = None if self.allow_pickle else True
         packed = GGUF in self.options
-        fixed: dict[str, Any] = {"dtype": torch.float32} if packed else {}
+        fixed: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        fixed |= {"dtype": torch.float32} if packed else {}
         if spread and self.device_map is not None:
             wanted = self.device_map
             fixed["device_map"] = wanted if isinstance(wanted, str) else dict(wanted)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,6 +20,11 @@ from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
 from fusetune.members.base import Base
+from fusetune.members.companions import tokenizer_home
+from fusetune.members.conversion import Conversion, open_member
+from fusetune.members.fetch import fetch, is_url
+from fusetune.members.member import Member
+from fusetune.members.pool import inspect
 from fusetune.methods.origin import Origin
 from fusetune.models.device import (
     DTYPES,
@@ -108,14 +115,43 @@ class Context:
             quantization=section.quantization,
         )
 
-    def _build(self, make: Callable[..., Any], *, spread: bool = False) -> PreTrainedModel:
+    def _build(
+        self,
+        make: Callable[..., Any],
+        *,
+        spread: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> PreTrainedModel:
         precision = DTYPES[self.precision]
-        return self.source.build(make, device=self.device, precision=precision, spread=spread)
+        return self.source.build(
+            make, device=self.device, precision=precision, spread=spread, dtype=dtype
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return self.source.tokenizer(self._training_texts)
+        """The model's tokenizer; of checkpoints that exist already, their own if it is there.
+
+        A training may have given them another template, other special tokens, more tokens.
+        """
+        home = None if self.last_checkpoint is None else tokenizer_home(self.last_checkpoint)
+        if home is None:
+            return self.source.tokenizer(self._training_texts)
+        options = {"trust_remote_code": self.recipe.model.trust_remote_code}
+        return replace(
+            self.source, path=str(home), label=str(home), options=options
+        ).tokenizer()
+
+    @cached_property
+    def last_checkpoint(self) -> Member | None:
+        """The last of `train.checkpoints`; None where the run trains its members itself."""
+        patterns, pickled = self.recipe.train.checkpoints, self.recipe.model.allow_pickle
+        if patterns is None:
+            return None
+        recorded = (self.folder.done("train") or {}).get("paths", ())
+        if not recorded:
+            return inspect(patterns, allow_pickle=pickled).members[-1]
+        path = fetch(recorded[-1]) if is_url(recorded[-1]) else Path(recorded[-1])
+        return open_member(path, Conversion(allow_pickle=pickled))
 
     def _training_texts(self) -> Iterator[str]:
         """All texts of the training split, answers included."""
@@ -254,13 +290,16 @@ class Context:
         base = self.base()
         return Base(base).tensors if quantised_layers(base) else dict(base.state_dict())
 
-    def base(self, *, spread: bool = False) -> PreTrainedModel:
+    def base(
+        self, *, spread: bool = False, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
         """The pretrained model with the new head that every training begins with.
 
-        `spread` lays it where `model.device_map` says; otherwise it is on the CPU.
+        `spread` lays it where `model.device_map` says; otherwise it is on the CPU. `dtype` is
+        that of the weights, by default the configuration's.
         """
         set_seed(self.recipe.seed)  # as the training does
-        model = self._build(self.task.build, spread=spread)
+        model = self._build(self.task.build, spread=spread, dtype=dtype)
         model.eval()
         return model
 

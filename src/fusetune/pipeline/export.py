@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import RunError
-from fusetune.members.average import for_files
+from fusetune.members.average import Average, for_files
+from fusetune.members.companions import has_tokenizer, tokenizer_home
 from fusetune.members.disk import write_text
-from fusetune.members.export import ExportForm, export
+from fusetune.members.export import ExportForm, export, local_folder
+from fusetune.members.member import read_json
 from fusetune.members.mergekit import to_yaml
 from fusetune.members.points import Point
+from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
+from fusetune.models.gguf import GGUF
 from fusetune.pipeline import front
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display
@@ -88,8 +92,44 @@ def export_model(
         # memory.
         average = for_files(bench.pool, apart=bench.apart)
         wanted = ExportForm.parse(form or context.recipe.fuse.export)
-        export(average, chosen, bench.pool, out, extra=extra, form=wanted)
+        write_model(context, average, chosen, bench.pool, out, extra=extra, form=wanted)
         display.say(f"Wrote the model of {extra['method']} to {out}.")
+
+
+def write_model(
+    context: Context,
+    average: Average,
+    point: Point,
+    pool: MemberPool,
+    out: Path,
+    *,
+    extra: Mapping[str, Any],
+    form: ExportForm,
+    card: str | None = None,
+) -> None:
+    """Write a model with all that the checkpoints and the recipe's model bring beside weights.
+
+    The tokenizer is the one of the evaluations. Its files are copied; it is saved anew only
+    where it has none, as that of a GGUF file.
+    """
+    source = context.source
+    folders = local_folder(source.path, context.recipe.model.revision)
+    stored = tokenizer_home(pool.last) is not None or (
+        GGUF not in source.options and any(map(has_tokenizer, folders))
+    )
+    fused = context.folder.fused / "config.json"
+    export(
+        average,
+        point,
+        pool,
+        out,
+        tokenizer=None if stored else context.tokenizer,
+        config=read_json(fused) if fused.is_file() else None,
+        beside=folders,
+        card=card,
+        extra=extra,
+        form=form,
+    )
 
 
 def _chosen(

@@ -10,7 +10,7 @@ from typing import Any
 from fusetune.errors import MemberError
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.base_load import HEADS
-from fusetune.members.formats import TOKENIZER_FILES
+from fusetune.members.companions import tokenizer_home
 from fusetune.members.member import Member, architectures
 from fusetune.models.load import PICKLED
 from fusetune.models.quantised_load import stored_kind
@@ -45,8 +45,8 @@ class Finished:
         kind: Of the task; None where it cannot be told.
         names: The name of each class id; empty where the files have none.
         classes: Outputs of a classifier's head; 0 for other kinds.
-        model: Folder or hub id of the tokenizer, and of an adapter's base model; None where
-            neither lies beside the checkpoint.
+        model: Folder of a model whose tokenizer lies beside it; of an adapter, folder or hub
+            id of its base model. None where the files do not tell.
         revision: Of that hub id.
         lora: The recipe's section `model.lora` of an adapter; None for a whole model.
         quantization: The recipe's `model.quantization` of an adapter's base; "none" as well
@@ -98,7 +98,7 @@ def read(member: Member, kind: str | None = None) -> Finished:
         kind=kind,
         names=names,
         classes=classes,
-        model=_beside(member.path) if adapter is None else _base(member),
+        model=_beside(member) if adapter is None else _base(member),
         revision=(adapter or {}).get("revision"),
         lora=None if adapter is None else _lora(adapter),
         quantization=stored_kind(config.get("quantization_config") or {}),
@@ -125,14 +125,15 @@ def _classes(member: Member, names: tuple[str, ...]) -> int:
     return 2
 
 
-def _beside(path: Path) -> str | None:
-    """The folder, or the one around it, that has a tokenizer as well as a model."""
-    for folder in (path, path.absolute().parent):
-        tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+def _beside(member: Member) -> str | None:
+    """The checkpoint's folder, or the one around it, that is a model's and has a tokenizer."""
+    if tokenizer_home(member) is None:
+        return None
+    for folder in (member.path, member.path.absolute().parent):
         weights = any(folder.glob("*.safetensors")) or any(
             (folder / name).is_file() for name in PICKLED
         )
-        if tokenizer and weights and (folder / "config.json").is_file():
+        if weights and (folder / "config.json").is_file():
             return str(folder.absolute())
     return None
 

@@ -15,7 +15,7 @@ from fusetune.errors import MemberError
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.average import AdapterAverage
 from fusetune.members.card import model_card
-from fusetune.members.export import FUSION, ExportForm, export
+from fusetune.members.export import FUSION, ExportForm
 from fusetune.members.points import Combination, OwnModel, Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -29,6 +29,7 @@ from fusetune.pipeline import adapters as adapter_record
 from fusetune.pipeline import front, notes, starts, tracking
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
+from fusetune.pipeline.export import write_model
 from fusetune.pipeline.first_trajectory import first_trajectory
 from fusetune.pipeline.saved import save, saved
 from fusetune.pipeline.workbench import Workbench, open_members
@@ -170,12 +171,12 @@ def _write_fused(
         {"validation": result.values},
         adapter=form.adapter,
     )
-    export(
+    write_model(
+        context,
         bench.writer,
         result.point,
         bench.pool,
         context.folder.fused,
-        tokenizer=context.tokenizer,
         card=card,
         extra={"method": method, "validation": dict(result.values)},
         form=form,

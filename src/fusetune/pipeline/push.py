@@ -37,14 +37,14 @@ class Publication:
         repo: As user/name.
         folder: The exported model.
         texts: README.md, the card, and what else is not sent as it stands in the folder.
-        files: Every other file, by name.
+        files: Every other file, by its name in the repository, with "/".
         notes: What a reader of the card will miss.
     """
 
     repo: str
     folder: Path
     texts: Mapping[str, str]
-    files: tuple[Path, ...]
+    files: Mapping[str, Path]
     notes: tuple[str, ...]
 
     @property
@@ -55,7 +55,7 @@ class Publication:
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by name."""
-        found = {file.name: file.stat().st_size for file in self.files}
+        found = {name: file.stat().st_size for name, file in self.files.items()}
         made = {name: len(text.encode()) for name, text in self.texts.items()}
         return dict(sorted({**found, **made}.items()))
 
@@ -104,8 +104,10 @@ def prepare(
             texts[name] = content.replace(json.dumps(local), json.dumps(base_model))
     elif local is not None:
         notes = (*notes, f"{ADAPTER} names the folder {local}, which nobody else has.")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name not in texts)
-    return Publication(repo, folder, texts, tuple(files), notes)
+    there = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = {file.relative_to(folder).as_posix(): file for file in there}
+    others = {name: file for name, file in files.items() if name not in texts}
+    return Publication(repo, folder, texts, others, notes)
 
 
 def _refuse_links(folder: Path, fused: Path) -> None:
@@ -163,7 +165,7 @@ def push(publication: Publication, *, private: bool = False) -> str:
         url = api.create_repo(publication.repo, private=private, exist_ok=True)
         operations = [
             *(CommitOperationAdd(n, t.encode()) for n, t in publication.texts.items()),
-            *(CommitOperationAdd(file.name, str(file)) for file in publication.files),
+            *(CommitOperationAdd(n, str(file)) for n, file in publication.files.items()),
         ]
         api.create_commit(
             publication.repo, operations, commit_message="Upload the fused model (fusetune)"

@@ -93,12 +93,20 @@ class Workbench:
         return self.average if whole else for_files(self.pool)
 
     def _plain_model(self) -> nn.Module:
-        """A model of the members' kind; of the recipe's where they have no configuration."""
-        first = self.pool.members[0]
-        if not first.config:
-            return self.context.base(spread=True)
-        source = resolve(str(first.loadable), device_map=self.context.recipe.model.device_map)
-        return source.build(self.context.task.build, spread=True)
+        """A model of the members' kind; of the recipe's where they have no configuration.
+
+        It has the configuration and the precision with which the fused model will be saved.
+        """
+        last, dtype = self.pool.last, self.pool.dtype
+        if not last.config:
+            return self.context.base(spread=True, dtype=dtype)
+        section = self.context.recipe.model
+        source = resolve(
+            str(last.loadable),
+            trust_remote_code=section.trust_remote_code,
+            device_map=section.device_map,
+        )
+        return source.build(self.context.task.build, spread=True, dtype=dtype)
 
     @property
     def apart(self) -> bool:
