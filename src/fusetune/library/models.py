@@ -12,8 +12,9 @@ from torch import nn
 
 from fusetune.errors import ModelError
 from fusetune.members.binding import SHOWN
+from fusetune.members.chain import is_chain
 from fusetune.members.configuration import config_differences
-from fusetune.members.member import Member, architectures
+from fusetune.members.member import Member, architectures, read_json
 from fusetune.members.pool import MemberPool
 from fusetune.models.device import choose_device
 from fusetune.models.load import resolve
@@ -57,9 +58,12 @@ def build_model(
         return base if device is None else base.to(device)
     if model_init is not None:
         model = made(model_init)
+        _check_modules(model, pool.last)
         _check_configuration(model, pool.last)
         return model if device is None else model.to(device)
     last = pool.last
+    if any(info.key for info in last.tensors.values()):
+        return _sentence_model(pool, device, trust_remote_code)
     make = class_of(last.config, trust_remote_code)
     if make is None:
         said = ", ".join(architectures(last.config)) or "no architecture"
@@ -85,6 +89,49 @@ def class_of(config: Mapping[str, Any], trust_remote_code: bool) -> Any:
                 return getattr(transformers, auto_class)
     known = [name for name in names if hasattr(transformers, name)]
     return getattr(transformers, known[0]) if known else None
+
+
+def _sentence_model(
+    pool: MemberPool, device: str | torch.device | None, trust_remote_code: bool
+) -> nn.Module:
+    """The model of sentence-transformers whose modules the members have folders of."""
+    place = pool.last.loadable
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise ModelError(
+            f"{place} has modules of sentence-transformers with weights of their own.",
+            "Install sentence-transformers, or give model_init.",
+        ) from error
+    settings = place / "config_sentence_transformers.json"
+    kind = read_json(settings).get("model_type") if settings.is_file() else None
+    make = getattr(sentence_transformers, str(kind), sentence_transformers.SentenceTransformer)
+    try:
+        model: nn.Module = make(
+            str(place),
+            device=str(choose_device("auto") if device is None else device),
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            model_kwargs={"dtype": pool.dtype, "use_safetensors": True},
+        )
+    except Exception as error:  # damaged files make the library raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{place} cannot be loaded by sentence-transformers: {reason}", "Give model_init."
+        ) from error
+    return model
+
+
+def _check_modules(model: nn.Module, member: Member) -> None:
+    """Refuse a model that is one module of a chain of which others were trained, too."""
+    inner = {info.file for info in member.tensors.values() if info.key}
+    if inner and not is_chain(model):
+        raise ModelError(
+            f"{', '.join(sorted(map(str, inner)))} holds weights of the checkpoints that a "
+            f"{type(model).__name__} has no place for: they would be left as they are.",
+            "Give the whole model, as model_init=lambda: trainer.model of a "
+            "SentenceTransformerTrainer, or leave out model_init.",
+        )
 
 
 def _check_configuration(model: nn.Module, member: Member) -> None:

@@ -14,7 +14,9 @@ from fusetune.errors import NoResultError
 from fusetune.library.page import record_of
 from fusetune.members.average import Average
 from fusetune.members.chain import export_chain, is_chain
+from fusetune.members.companions import home
 from fusetune.members.export import export
+from fusetune.members.member import MODULES
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import Objective, to_maximise
@@ -133,7 +135,7 @@ class Fused:
         """
         chosen = candidate or self.methods[self.chosen]
         extra: dict[str, Any] = {"method": chosen.method, "validation": dict(chosen.values)}
-        if is_chain(self.average.model):
+        if is_chain(self.average.model) and not (home(self.pool.last) / MODULES).is_file():
             return export_chain(self.average, chosen.weights, self.pool, Path(folder), extra)
         return export(
             self.average, chosen.weights, self.pool, folder, tokenizer=tokenizer, extra=extra

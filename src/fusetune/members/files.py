@@ -65,11 +65,12 @@ class FileSource:
         Raises:
             MemberError: If the file cannot be read any more.
         """
-        file = self.members[index].tensors[name].file
+        info = self.members[index].tensors[name]
+        file = info.file
         try:
             if file not in self._handles:
                 self._handles[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._handles[file].get_tensor(name)
+            tensor: Tensor = self._handles[file].get_tensor(info.key or name)
         except Exception as error:  # safetensors has no public base for its errors
             raise _unreadable(file, error) from error
         return tensor

@@ -49,7 +49,8 @@ def check_fits_its_model(member: Member) -> str:
             "Check that file, or copy it from a checkpoint that loads.",
         ) from error
     try:
-        Binding(model, member.tensors)
+        own = {name: info for name, info in member.tensors.items() if not info.key}
+        Binding(model, own)  # further modules have a class of their own
     except MemberError as error:
         raise MemberError(
             f"{member.path} does not fit {name}, which its config.json names. {error.message}",

@@ -69,10 +69,13 @@ class TensorInfo(TensorSpec):
     Attributes:
         file: The safetensors file that holds it.
         offset: Of its data in the file, in bytes.
+        key: Its name in the file, where modules have a folder each with which the tensor's
+            name begins; empty where it has the same name there.
     """
 
     file: Path
     offset: int
+    key: str = ""
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

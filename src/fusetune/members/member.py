@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Member:
 
     @classmethod
     def open(cls, path: str | Path) -> Member:
-        """Read the headers of a checkpoint's folder.
+        """Read the headers of a checkpoint's folder, and of its modules' folders.
 
         Raises:
             MemberError: If weights are missing, truncated, pickled, or not as the
@@ -68,6 +69,11 @@ class Member:
             tensors |= {n: header[n] for n in (header if names is None else names)}
         if not tensors:
             raise _damaged(path, "holds no tensor")
+        for folder in module_folders(path):
+            file = path / folder / SINGLE
+            inner = read_header(file)
+            shards[file] = None
+            tensors |= {f"{folder}/{key}": replace(i, key=key) for key, i in inner.items()}
         return cls(
             path=path,
             step=manifest.step if manifest else step_of(path),
@@ -153,6 +159,21 @@ class Members(Source, Protocol):
     def members(self) -> Sequence[Member]:
         """The k checkpoints, which fit together."""
         ...
+
+
+def module_folders(path: Path) -> list[str]:
+    """The folders of a sentence-transformers model's further modules that have weights."""
+    if not (path / MODULES).is_file():
+        return []
+    try:
+        modules = json.loads((path / MODULES).read_text(encoding="utf-8"))
+        folders = [str(module["path"]) for module in modules if module["path"]]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise _damaged(path / MODULES, "does not list modules with their paths") from error
+    for folder in folders:
+        if folder in (".", "..") or Path(folder).name != folder or "\0" in folder:
+            raise _damaged(path / MODULES, f"points outside of its folder: {folder!r}")
+    return [folder for folder in folders if (path / folder / SINGLE).is_file()]
 
 
 def looks_like_member(path: Path) -> bool:

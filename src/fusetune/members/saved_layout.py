@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,12 +40,14 @@ class Conversion:
         first: The first tensor of the model that the conversion gives.
         converter: Transformers' own.
         model: Whose configuration and shapes the converter may ask for.
+        prefix: Path of that model in the one that is filled, with a dot at its end.
     """
 
     sources: Mapping[str, str]
     first: str
     converter: WeightConverter
     model: PreTrainedModel
+    prefix: str = ""
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert tensors in the files' layout to name → tensor in the model's layout.
@@ -69,7 +71,9 @@ class Conversion:
                 f"members cannot be converted to {self.first}: {error}.",
                 "Give the model that the members were trained as.",
             ) from error
-        return {n: v[0] if isinstance(v, list) else v for n, v in converted.items()}
+        return {
+            self.prefix + n: v[0] if isinstance(v, list) else v for n, v in converted.items()
+        }
 
     def specs(self, tensors: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
         """What the conversion will give, found on the meta device without any data."""
@@ -105,6 +109,8 @@ def saved_layout(model: nn.Module, files: Iterable[str], state: Iterable[str]) -
     from transformers import PreTrainedModel
 
     names = sorted(files)
+    if isinstance(model, nn.Sequential) and not {*names} <= (known := {*state}):
+        return _of_modules(model, names, known)
     if not isinstance(model, PreTrainedModel):
         return SavedLayout({name: name for name in names})
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -139,6 +145,41 @@ def saved_layout(model: nn.Module, files: Iterable[str], state: Iterable[str]) -
             for first, sources in grouped.items()
         ),
     )
+
+
+def _of_modules(model: nn.Sequential, files: Sequence[str], state: Set[str]) -> SavedLayout:
+    """The layout of sentence-transformers: a folder for each module, as `2_Dense/`.
+
+    The first module's files are in the checkpoint's own folder. Where a module is a model of
+    Transformers in a shell, the files have the names of that model.
+    """
+    from transformers import PreTrainedModel
+
+    plain: dict[str, str] = {}
+    conversions: list[Conversion] = []
+    for i, module in enumerate(model):
+        inner = ((n, m) for n, m in module.named_modules() if isinstance(m, PreTrainedModel))
+        path, body = next(inner, ("", module))
+        prefix = f"{i}.{path}." if path else f"{i}."
+        mine = [name for name in files if _position(name) == i]
+        folder = mine[0].rpartition("/")[0] + "/" if mine and "/" in mine[0] else ""
+        own = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        found = saved_layout(body, [name.removeprefix(folder) for name in mine], own)
+        plain |= {folder + name: prefix + target for name, target in found.names.items()}
+        conversions += [
+            replace(one, sources={folder + n: p for n, p in one.sources.items()}, prefix=prefix)
+            for one in found.conversions
+        ]
+    return SavedLayout(
+        plain | {n: n for n in files if _position(n) >= len(model)}, (*conversions,)
+    )
+
+
+def _position(name: str) -> int:
+    """The place in the chain of the module that a tensor is of: 2 of `2_Dense/linear.bias`."""
+    folder, _, key = name.rpartition("/")
+    number = re.match(r"(\d+)_", folder)
+    return int(number[1]) if number and key else 0
 
 
 def converts(model: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from fusetune.members.saved_layout import converts, to_saved_layout
 
 PATTERN = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 ALIGNMENT = 8  # bytes; of the data's start, as the format's own library writes it
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -49,8 +50,12 @@ def write_average(
     tensors: Mapping[str, TensorSpec] = average.pool.tensors
     if converted is not None:
         tensors = {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in converted.items()}
+    modules: dict[str, dict[str, TensorSpec]] = {}  # folder → name in its file → tensor
+    for name, info in tensors.items():
+        if key := getattr(info, "key", ""):
+            modules.setdefault(name.removesuffix(f"/{key}"), {})[key] = info
     split = split_state_dict_into_shards_factory(
-        dict(tensors),
+        {name: info for name, info in tensors.items() if not getattr(info, "key", "")},
         get_storage_size=lambda info: info.nbytes,
         filename_pattern=PATTERN,
         max_shard_size=max_shard_size,
@@ -59,6 +64,10 @@ def write_average(
     with contextlib.ExitStack() as stack:
         for name, names in split.filename_to_tensors.items():
             places |= stack.enter_context(_shard(folder / name, names, tensors))
+        for module, inner in modules.items():
+            (folder / module).mkdir(exist_ok=True)
+            found = stack.enter_context(_shard(folder / module / SINGLE, list(inner), inner))
+            places |= {f"{module}/{key}": place for key, place in found.items()}
         if converted is not None:
             for name, tensor in converted.items():
                 places[name].write(slice(0, tensor.numel()), tensor.reshape(-1))
@@ -71,7 +80,8 @@ def write_average(
             "weight_map": dict(sorted(split.tensor_to_filename.items())),
         }
         write_json(folder / INDEX, index)
-    return [folder / name for name in split.filename_to_tensors]
+    written = [folder / module / SINGLE for module in modules]
+    return [*(folder / name for name in split.filename_to_tensors), *written]
 
 
 def _converted(average: Average, point: Point) -> dict[str, Tensor] | None:
