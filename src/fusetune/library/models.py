@@ -12,10 +12,10 @@ from torch import nn
 
 from fusetune.errors import ModelError
 from fusetune.members.binding import SHOWN
-from fusetune.members.chain import is_chain
 from fusetune.members.configuration import config_differences
 from fusetune.members.member import Member, architectures, read_json
 from fusetune.members.pool import MemberPool
+from fusetune.members.saved_layout import is_chain
 from fusetune.models.device import choose_device
 from fusetune.models.load import resolve
 

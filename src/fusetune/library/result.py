@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from fusetune.errors import NoResultError
 from fusetune.library.page import record_of
 from fusetune.members.average import Average
-from fusetune.members.chain import export_chain, is_chain
 from fusetune.members.companions import home
-from fusetune.members.export import export
+from fusetune.members.export import export, export_chain
 from fusetune.members.member import MODULES
 from fusetune.members.pool import MemberPool
+from fusetune.members.saved_layout import is_chain
 from fusetune.members.weights import FusionWeights
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization import selection

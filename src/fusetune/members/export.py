@@ -108,6 +108,38 @@ def export(
     return folder
 
 
+def export_chain(
+    average: Average,
+    point: Point,
+    pool: MemberPool,
+    folder: Path,
+    extra: Mapping[str, Any],
+) -> Path:
+    """Write a fused model of sentence-transformers by its own `save_pretrained`.
+
+    As members, such models are kept as one file of the model's own names; `save_pretrained`
+    writes a folder for each module, and other names into them. fusion.json goes along.
+
+    Args:
+        average: Of the pool; its model is left with the point's parameters.
+        point: w.
+        pool: The members.
+        folder: Made, or replaced as a whole if an earlier export made it.
+        extra: More keys for fusion.json.
+
+    Raises:
+        StageError: If the disk is too small or the folder holds something else.
+    """
+    require_replaceable(folder)
+    require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
+    average.into_model(point)
+    model: Any = average.model
+    with full_disk_is_an_error(folder.absolute().parent), replaced_folder(folder) as new:
+        model.save_pretrained(str(new), create_model_card=False)
+        write_json(new / FUSION, finite({**fusion_record(pool, point), **extra}))
+    return folder
+
+
 def fusion_record(pool: MemberPool, point: Point) -> dict[str, Any]:
     """What fusion.json always has: the version, and each member with its coefficient.
 

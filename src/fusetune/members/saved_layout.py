@@ -147,6 +147,11 @@ def saved_layout(model: nn.Module, files: Iterable[str], state: Iterable[str]) -
     )
 
 
+def is_chain(model: nn.Module) -> bool:
+    """Whether `save_pretrained` of a model writes a folder for each of its modules."""
+    return isinstance(model, nn.Sequential) and hasattr(model, "save_pretrained")
+
+
 def _of_modules(model: nn.Sequential, files: Sequence[str], state: Set[str]) -> SavedLayout:
     """The layout of sentence-transformers: a folder for each module, as `2_Dense/`.
 

@@ -204,7 +204,7 @@ def _notes(
         f"{members[-1].name}; {task['kind']}{named}"
     ]
     if any((member.path / "optimizer.pt").is_file() for member in members):
-        lines.append("optimiser states and other files beside the weights are left alone")
+        lines.append("optimiser states beside the weights are left alone")
     if "split" in task:
         n = len(rows["validation"])
         lines.append(

@@ -117,7 +117,7 @@ def _refuse_links(folder: Path, fused: Path) -> None:
         RunError: If there is a link, or something that is neither file nor folder.
     """
     places = [folder] if folder == fused else []
-    for place in (*places, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
+    for place in (*places, *(sorted(folder.rglob("*")) if folder.is_dir() else ())):
         if place.is_symlink() or not (place.is_file() or place.is_dir()):
             raise RunError(
                 f"{place} is a link, or no ordinary file: what it leads to would be published.",

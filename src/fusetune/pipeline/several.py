@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusetune.errors import MemberError
+from fusetune.members.compare import groups
 from fusetune.members.discover import find_members
-from fusetune.members.groups import groups
 from fusetune.members.member import Member
 from fusetune.members.runs import runs
 from fusetune.pipeline import finished

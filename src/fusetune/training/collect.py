@@ -26,12 +26,12 @@ from fusetune.members.adapter import WEIGHTS
 from fusetune.members.adapter_keys import sort_keys
 from fusetune.members.base import base_sha256, is_peft
 from fusetune.members.base_load import unread_names
-from fusetune.members.chain import is_chain
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.fit import check_can_be_collected
 from fusetune.members.fully_sharded import is_sharded
 from fusetune.members.manifest import write_manifest
 from fusetune.members.member import SINGLE
+from fusetune.members.saved_layout import is_chain
 from fusetune.training.sharded import gather
 
 
