@@ -68,25 +68,94 @@ def test_force_starts_at_the_first_stage_that_differs(
 
 def test_more_methods_join_and_what_others_found_stays(folder: RunFolder) -> None:
     (folder.path / "methods").mkdir()
-    more = folder.join_methods(recipe("fuse.methods=[finetune, bo]"))
-    assert more.fuse.methods == ["finetune", "swa", "greedy", "mobo", "bo"]
+    more = folder.extension(recipe("fuse.methods=[finetune, bo]"), join=True)
+    assert more is not None
+    folder.extend(more)
+    folder.recipe_file.write_text(more.recipe.to_yaml())
+    assert more.recipe.fuse.methods == ["finetune", "swa", "greedy", "mobo", "bo"]
     assert folder.done("fuse") is None
     assert folder.done("report") is None
     assert folder.done("train") == {"stage": "train"}
     assert (folder.path / "methods").is_dir()
-    assert folder.check_recipe(more, stage=None, force=False) is None
+    assert folder.check_recipe(more.recipe, stage=None, force=False) is None
 
 
 def test_fewer_methods_start_nothing_anew(folder: RunFolder) -> None:
-    fewer = folder.join_methods(recipe("fuse.methods=[swa]"))
-    assert fewer.fuse.methods == recipe().fuse.methods
+    fewer = folder.extension(recipe("fuse.methods=[swa]"), join=True)
+    assert fewer is not None
+    assert fewer.recipe.fuse.methods == recipe().fuse.methods
+    folder.extend(fewer)
     assert folder.done("report") == {"stage": "report"}
 
 
 def test_methods_do_not_join_another_recipe(folder: RunFolder) -> None:
-    other = recipe("fuse.methods=[swa]", "seed=42")
-    assert folder.join_methods(other) is other
+    assert folder.extension(recipe("fuse.methods=[swa]", "seed=42"), join=True) is None
     assert folder.done("report") == {"stage": "report"}
+
+
+SEARCH = "search={trials: 4, space: {learning_rate: {low: 1e-5, high: 1e-4}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages", "results_stay"),
+    [
+        (["search.trials=5"], ("search", "report"), True),
+        (["fuse.evaluations=91"], ("fuse", "report"), False),
+        (["fuse.methods=[finetune, swa, greedy, mobo, bo]"], ("fuse", "report"), True),
+        (["search.trials=5", "fuse.evaluations=91"], ("search", "fuse", "report"), False),
+    ],
+)
+def test_more_of_the_same_extends_a_run(
+    overrides: list[str], stages: tuple[str, ...], results_stay: bool, folder: RunFolder
+) -> None:
+    folder.recipe_file.write_text(recipe(SEARCH).to_yaml())
+    folder.methods.mkdir()
+    (folder.methods / "swa.json").write_text("{}")
+    folder.evaluations.mkdir()
+    more = folder.extension(recipe(SEARCH, *overrides))
+    assert more is not None
+    assert more.stages == stages
+    folder.extend(more)
+    complete = [s for s in ("search", "train", "fuse", "report") if folder.done(s)]
+    assert not set(complete) & set(stages)
+    assert "train" in complete
+    assert (folder.methods / "swa.json").exists() == results_stay
+    assert folder.evaluations.is_dir()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["search.trials=3"],
+        ["fuse.evaluations=60"],
+        ["fuse.methods=[swa, mobo]"],
+        ["fuse.methods=[swa, finetune, greedy, mobo]"],
+        ["search.trials=5", "seed=42"],
+        ["search.trials=5", "search.space.learning_rate.low=1e-6"],
+        ["search.trials=5", "fuse.evaluations=60"],
+        ["fuse.evaluations=91", "train.members=5"],
+    ],
+)
+def test_what_is_not_more_of_the_same_is_another_recipe(
+    overrides: list[str], folder: RunFolder
+) -> None:
+    folder.recipe_file.write_text(recipe(SEARCH).to_yaml())
+    assert folder.extension(recipe(SEARCH, *overrides)) is None
+
+
+def test_a_first_search_is_no_extension(folder: RunFolder) -> None:
+    folder.recipe_file.write_text(recipe(SEARCH, "search.trials=0").to_yaml())
+    assert folder.extension(recipe(SEARCH)) is None
+
+
+def test_more_evaluations_are_another_inner_search(folder: RunFolder) -> None:
+    fused = "search.objective=fused"
+    folder.recipe_file.write_text(recipe(SEARCH, fused).to_yaml())
+    assert folder.extension(recipe(SEARCH, fused, "fuse.evaluations=91")) is None
+    own = [fused, "search.fused_evaluations=20"]
+    folder.recipe_file.write_text(recipe(SEARCH, *own).to_yaml())
+    assert folder.extension(recipe(SEARCH, *own, "fuse.evaluations=91")) is not None
 
 
 def test_runs_of_one_name_share_a_storage_without_colliding(tmp_path: Path) -> None:

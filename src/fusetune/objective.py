@@ -41,6 +41,26 @@ class Objective:
 LOSS = Objective("loss", "minimize")
 
 
+def primary_index(objectives: Sequence[Objective]) -> int:
+    """Which objective decides: the first metric, or the loss if it stands alone."""
+    return min(1, len(objectives) - 1)
+
+
+def better(
+    a: Mapping[str, float], b: Mapping[str, float], objectives: Sequence[Objective]
+) -> bool:
+    """Whether values `a` beat `b`: in the primary objective, or else in the loss.
+
+    The loss is the first of the objectives. Where there is none, as in a caller's own
+    objectives, the first one decides in its place.
+    """
+    for objective in (objectives[primary_index(objectives)], objectives[0]):
+        x, y = a[objective.name], b[objective.name]
+        if x != y:
+            return objective.better(x, y)
+    return False
+
+
 def to_maximise(
     values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]
 ) -> NDArray[np.float64]:

@@ -198,16 +198,27 @@ def _free_form_problems(recipe: Recipe) -> list[str]:
 
 
 def _argument_problems(recipe: Recipe) -> list[str]:
-    """Values that are not of the type of their field of TrainingArguments."""
+    """Values that their fields of TrainingArguments do not take, and what lies between them."""
     values = [(f"train.arguments.{n}", n, v) for n, v in recipe.train.arguments.items()]
-    for name, found in recipe.search.space.items():
-        tried = found.choices if found.choices is not None else [found.low, found.high]
-        values += [(f"search.space.{name}", name, value) for value in tried]
-    if not values:
-        return []
-    from fusetune.training.arguments import type_problem
+    values += [
+        (f"compare.learning_rates.{i}", "learning_rate", rate)
+        for i, rate in enumerate(recipe.compare.learning_rates)
+    ]
+    ranges = []
+    for name, space in recipe.search.space.items():
+        path = f"search.space.{name}"
+        if space.choices is not None:
+            values += [(path, name, value) for value in space.choices]
+        else:
+            values += [(f"{path}.low", name, space.low), (f"{path}.high", name, space.high)]
+            ranges.append((path, name, space))
+    if not (recipe.train.arguments or recipe.search.space or recipe.compare.model_fields_set):
+        return []  # looking at the fields takes seconds
+    from fusetune.training.fields import range_problem, type_problem
 
     problems = [(path, type_problem(name, value)) for path, name, value in values]
+    if not any(problem for _, problem in problems):
+        problems = [(p, range_problem(n, r.low, r.high, r.step)) for p, n, r in ranges]
     return list(dict.fromkeys(f"{path}: {problem}" for path, problem in problems if problem))
 
 
@@ -218,7 +229,7 @@ def _unknown_arguments(path: str, names: Iterable[str]) -> list[str]:
         return []
     from transformers import TrainingArguments
 
-    from fusetune.training.arguments import ALIASES, OWN
+    from fusetune.training.fields import ALIASES, OWN
 
     known = [f.name for f in dataclasses.fields(TrainingArguments)] + list(ALIASES)
     unknown = [name for name in names if name not in known]

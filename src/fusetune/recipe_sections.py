@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,6 +25,7 @@ SplitName = Literal["train", "validation", "test"]
 WITHOUT_COLUMNS = ("lm-eval",)
 """Kinds of tasks that say themselves where inputs and answers stand."""
 MAX_RANK = 2**16
+MAX_EPOCHS = 1e6
 MAX_INTEGER = 2**53  # every number up to it is the same as JSON and as a float
 
 
@@ -41,7 +43,7 @@ ExportText = Annotated[str, AfterValidator(_known_form)]
 
 
 class Section(BaseModel):
-    """Base of every section: a mistyped key is an error, a value never changes."""
+    """Base of every section: a mistyped key is an error, a value never changes its meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -222,6 +224,16 @@ class Range(Section):
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
         return self
+
+    def mapped(self, understand: Callable[[Any], Any]) -> Range:
+        """The same with its bounds and choices as a function gives them, each choice once."""
+        if self.choices is not None:
+            return self.model_copy(
+                update={"choices": list(dict.fromkeys(map(understand, self.choices)))}
+            )
+        return self.model_copy(
+            update={"low": understand(self.low), "high": understand(self.high)}
+        )
 
     def spans(self, value: float) -> bool:
         """Whether a number lies between the bounds, or the least and the largest choice."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fusetune.errors import RecipeError, closest
 from fusetune.recipe_sections import (
+    MAX_EPOCHS,
     ExportText,
     PrefixCacheSection,
     Range,
@@ -40,7 +42,9 @@ class SearchSection(Section):
         "best one, that whose learning rate is nearest to train.arguments; best: the best one.",
     )
     pruner: Literal["median", "hyperband", "none"] = "median"
-    epochs: float | None = Field(None, gt=0, description="Per trial; train.epochs by default.")
+    epochs: float | None = Field(
+        None, gt=0, le=MAX_EPOCHS, description="Per trial; train.epochs by default."
+    )
     fused_evaluations: int | None = Field(
         None,
         ge=1,
@@ -53,6 +57,15 @@ class SearchSection(Section):
     start: StudySection | None = Field(
         None, description="An Optuna study whose best trials are the first ones here."
     )
+
+    @field_validator("space")
+    @classmethod
+    def _as_their_fields_take_them(cls, value: dict[str, Range]) -> dict[str, Range]:
+        if not value:
+            return value
+        from fusetune.training.fields import understood_or_given
+
+        return {n: r.mapped(partial(understood_or_given, n)) for n, r in value.items()}
 
     @field_validator("prefix_cache", mode="before")
     @classmethod
@@ -93,7 +106,7 @@ class TrainSection(Section):
         min_length=1,
         description="Existing checkpoints, folders or patterns, in the place of a training.",
     )
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=MAX_EPOCHS)
     members: int = Field(15, ge=2, description="In all, over every trajectory.")
     trajectories: Trajectories = Field(default_factory=Trajectories)
     collect_from: float = Field(
@@ -110,6 +123,15 @@ class TrainSection(Section):
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."
     )
+
+    @field_validator("arguments")
+    @classmethod
+    def _as_their_fields_take_them(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            return value
+        from fusetune.training.fields import understood_or_given
+
+        return {name: understood_or_given(name, given) for name, given in value.items()}
 
     @field_validator("checkpoints", mode="before")
     @classmethod

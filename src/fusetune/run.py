@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fusetune.errors import RecipeError, RunError
 from fusetune.members.claim import claimed
-from fusetune.members.disk import remove, write_json, write_text
+from fusetune.members.disk import remove, write_json
 from fusetune.members.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import TEXTS, difference
@@ -60,6 +61,7 @@ class AttemptShape(Shape):
     promised: float | None
     kept: bool
     samples: list[float] = Field(default_factory=list)
+    loss: float | None = None
 
 
 class Trained(Shape):
@@ -70,6 +72,7 @@ class Trained(Shape):
     members: list[FileName]
     seconds: float
     start: str | None = None
+    trial: int | None = None
     from_search: bool = False
     attempts: list[AttemptShape] = Field(default_factory=list)
 
@@ -135,6 +138,23 @@ SHAPES: Mapping[str, type[Shape]] = {
     "fuse": _Fuse,
     "report": Shape,
 }
+EXTENSIBLE = ("search.trials", "fuse.evaluations", "fuse.methods")
+"""Keys by which a recipe may ask for more of what a folder's run has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """More of the same in a run folder.
+
+    Attributes:
+        recipe: That runs then.
+        stages: Which are not complete any more; what they found is kept.
+        budget: Whether the methods of fusing have more evaluations.
+    """
+
+    recipe: Recipe
+    stages: tuple[str, ...]
+    budget: bool
 
 
 class RunFolder(RunLayout):
@@ -192,8 +212,16 @@ class RunFolder(RunLayout):
         for stage in sorted(stages, key=STAGES.index, reverse=True):
             self.record(stage).unlink(missing_ok=True)
 
-    def reset(self, first: str) -> None:
-        """Forget stage `first` and all after it (studies are the pipeline's business)."""
+    def reset(self, first: str, *, keep: Collection[Path] = ()) -> None:
+        """Forget stage `first` and all after it (studies are the pipeline's business).
+
+        The records go last stage first: a stage is complete only while those before it are.
+
+        Args:
+            first: The stage.
+            keep: What is left alone.
+        """
+        self.reopen(*STAGES[STAGES.index(first) :])
         owned = {
             "search": (
                 self.work,
@@ -220,27 +248,57 @@ class RunFolder(RunLayout):
             "report": (self.results, self.report),
         }
         for stage in STAGES[STAGES.index(first) :]:
-            self.record(stage).unlink(missing_ok=True)
             for path in owned[stage]:
-                remove(path)
+                if path not in keep:
+                    remove(path)
 
-    def join_methods(self, recipe: Recipe) -> Recipe:
-        """The recipe with the methods of the folder's run too, if it differs in them alone.
+    def extension(self, recipe: Recipe, *, join: bool = False) -> Extension | None:
+        """What a recipe adds to the folder's run, if it asks for more of the same and no more.
 
-        Where the recipe has new ones, the stages fuse and report are forgotten, but not what
-        the methods found: only the new ones will run.
+        More of the same is a search of more trials, more evaluations of w, and further
+        methods. All that was found stays, and none of it is done again.
+
+        Args:
+            recipe: That is to run.
+            join: Whether the folder's methods that the recipe does not name run as well.
+
+        Returns:
+            None where nothing differs, or where something else does.
         """
-        stored = self.stored_recipe()
-        if stored is None or set(self.changes(recipe)) != {"fuse.methods"}:
-            return recipe
-        before = list(stored["fuse"]["methods"])
-        methods = list(dict.fromkeys([*before, *recipe.fuse.methods]))
+        stored, changed = self.stored_recipe(), set(self.changes(recipe))
+        if stored is None or not changed or not changed.issubset(EXTENSIBLE):
+            return None
+        known = _completed(stored)
+        before, methods = list(known["fuse"]["methods"]), list(recipe.fuse.methods)
+        if join:
+            methods = list(dict.fromkeys([*before, *methods]))
+        # The budget of the inner searches of a bilevel search is another one then.
+        inner = recipe.search.objective.startswith("fused")
+        more = {
+            "search.trials": recipe.search.trials > known["search"]["trials"] > 0,
+            "fuse.evaluations": recipe.fuse.evaluations > known["fuse"]["evaluations"]
+            and not (inner and recipe.search.fused_evaluations is None),
+            "fuse.methods": set(methods) > set(before) or (join and methods == before),
+        }
+        if not all(more[key] for key in changed):
+            return None
+        if methods == before:
+            changed.discard("fuse.methods")
+        stages = ("search",) * ("search.trials" in changed)
+        stages += ("fuse",) * bool(changed - {"search.trials"}) + ("report",) * bool(changed)
         fuse = recipe.fuse.model_copy(update={"methods": methods})
         joined = recipe.model_copy(update={"fuse": fuse})
-        if methods != before:
-            self.reopen("fuse", "report")  # before the recipe: a kill in between is mended
-            write_text(self.recipe_file, joined.to_yaml())
-        return joined
+        return Extension(joined, stages, "fuse.evaluations" in changed)
+
+    def extend(self, extension: Extension) -> None:
+        """Take for unfinished what an extension adds to, and keep what was found.
+
+        The recipe is written after it: a kill in between is mended by the next start.
+        """
+        self.reopen(*extension.stages)
+        if extension.budget:  # trials and evaluations stay: what they gave is read from there
+            for path in self.methods.glob("*.json"):
+                path.unlink()
 
     def study_prefix(self, taken: Iterable[str]) -> str:
         """The prefix of this run's studies in a storage that other runs use too.

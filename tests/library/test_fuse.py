@@ -252,3 +252,46 @@ def test_a_loop_that_is_longer_than_it_said(tmp_path: Path) -> None:
     collector.step(model)
     with pytest.raises(fusetune.FusetuneError, match="more steps than the 2 of total_steps"):
         collector.step(model)
+
+
+@pytest.mark.parametrize("method", ["mobo", "bo", "random"])
+def test_where_the_metric_is_equal_the_lower_loss_is_chosen(
+    fuse: Callable[..., fusetune.Fused], method: str
+) -> None:
+    def tied(model: nn.Module) -> dict[str, Any]:
+        return {**evaluate(model), "score": 1.0}
+
+    found = fuse(evaluate=tied, method=method)
+    assert found.values["score"] == 1.0
+    members = [c.values["loss"] for c in found.candidates if max(c.weights.values) == 1.0]
+    assert found.values["loss"] <= min([*members, 1.0])
+    lowest = found.methods[method].values["loss"]  # of all that the search evaluated
+    assert found.methods[f"{method}.posterior"].values["loss"] == lowest
+    assert found.methods[f"{method}.knee"].values["loss"] == lowest
+
+
+def test_a_rule_that_ties_with_a_member_and_has_a_higher_loss_gives_way(
+    fuse: Callable[..., fusetune.Fused],
+) -> None:
+    def corner(model: nn.Module) -> dict[str, Any]:
+        place = model.get_parameter("place").detach()
+        return {"loss": 1.0 - place.max(), "score": 1.0}  # single members are the best
+
+    found = fuse(evaluate=corner)
+    assert found.values["loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["F1 (macro)", "pass@1", "f1,macro", "5-shot acc"])
+def test_pick_knows_every_name_that_an_objective_may_have(
+    fuse: Callable[..., fusetune.Fused], name: str
+) -> None:
+    def named(model: nn.Module) -> dict[str, Any]:
+        found = evaluate(model)
+        return {"loss": found["loss"], name: found["score"]}
+
+    found = fuse(evaluate=named, objectives=["loss", f"{name}:maximize"], budget=8)
+    best = max(found.candidates, key=lambda c: c.values[name])
+    assert found.pick(f"loss <= 9, max {name}").values[name] == best.values[name]
+    assert found.pick(f"{name} >= -9, min loss").values["loss"] <= best.values["loss"]
+    with pytest.raises(RecipeError, match="no objective"):
+        found.pick("f2 >= 1, min loss")

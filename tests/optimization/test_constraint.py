@@ -55,3 +55,23 @@ def test_excess_is_zero_exactly_where_all_bounds_are_kept():
     np.testing.assert_allclose(
         constraint.excess(Y, OBJECTIVES), [0.0, 0.1 / 0.3, 0.1 / 0.4, 0.2 / 0.3 + 0.3 / 0.4]
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["F1 (macro)", "pass@1", "ndcg@10", "top-5 accuracy", "f1,macro", "a <= b", "max",
+     "max error", "précision", "1-acc", "%", "exact_match,strict-match", "f1, max f1"],
+)  # fmt: skip
+def test_any_name_of_an_objective_is_one_here(name):
+    objectives = [LOSS, Objective("f1", "maximize"), Objective(name, "maximize")]
+    names = [o.name for o in objectives]
+    for text, bound, goal in (
+        (f"{name} >= 0.5, max f1", name, "f1"),
+        (f"loss <= 0.5 ,max {name}", "loss", name),
+        (f"{name}>=0.5,loss <= 1, max {name}", name, name),
+    ):
+        found = Constraint.parse(text, names=names)
+        found.check(objectives)
+        assert found.bounds[0].name == bound
+        assert found.goal == goal
+        assert Constraint.parse(str(found), names=names) == found

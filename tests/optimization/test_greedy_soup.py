@@ -61,3 +61,12 @@ def test_failed_members_and_averages_are_left_out():
     assert soup.result({frozenset({0, 2}): math.nan}) == {2}
     with pytest.raises(ValueError, match="one member with a value"):
         GreedySoup([math.nan])
+
+
+def test_of_equal_metrics_the_lower_loss_counts():
+    soup = GreedySoup([(0.7, -0.5), (0.7, -0.3), (0.7, -0.4)])
+    assert soup.order == (1, 2, 0)
+    history = {frozenset({1, 2}): (0.7, -0.29), frozenset({0, 1, 2}): (0.7, -0.31)}
+    assert soup.result(history) == {1, 2}
+    assert soup.result({**history, frozenset({1, 2}): (0.7, -0.3)}) == {1}
+    assert soup.result({frozenset({1, 2}): (0.69, -0.1), frozenset({0, 1}): -math.inf}) == {1}

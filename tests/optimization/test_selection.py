@@ -136,3 +136,27 @@ def test_consensus_gains_more_on_test_than_the_highest_validation_metric(shared)
 
 def test_choosing_from_the_front_only():
     assert selection.knee(Y, OBJECTIVES) in pareto.front(Y)
+
+
+def test_where_metrics_are_equal_every_rule_goes_by_the_loss():
+    W = np.vstack([np.eye(3), simplex.dirichlet(9, 3, 1.0, np.random.default_rng(0))])
+    losses = [0.5, 0.2, 0.6, 0.9, 0.1, 0.8, 0.15, 0.7, 0.05, 0.95, 0.4, 0.3]
+    Y = rows(*[(loss, 1.0) for loss in losses])
+    assert selection.best(Y, OBJECTIVES) == 8
+    assert selection.knee(Y, OBJECTIVES) == 8
+    assert selection.posterior(W, Y, OBJECTIVES) == 8
+    assert selection.constrained(Y, OBJECTIVES, Constraint.parse("f1 >= 1, max f1")) == 8
+    assert selection.best_member_row(W, Y, OBJECTIVES) == 1
+    expected = W[[8, 4, 6, 1]].mean(axis=0)
+    np.testing.assert_allclose(selection.consensus(W, Y, OBJECTIVES), expected)
+    same = np.full(len(W), 0.7)
+    np.testing.assert_allclose(selection.consensus(W, Y, OBJECTIVES, same), expected)
+    assert selection.anchor(W, Y, OBJECTIVES) == 8
+    Y = rows(*[(loss + 0.2 * (i > 2), 1.0) for i, loss in enumerate(losses)])  # members better
+    assert selection.anchor(W, Y, OBJECTIVES) == 1
+
+
+def test_without_a_loss_the_first_objective_tells_equal_ones_apart():
+    speed = Objective("speed", "maximize")
+    Y = np.array([[1.0, 0.5], [2.0, 0.5], [3.0, 0.4]])
+    assert pareto.choose("best", Y, [speed, F1]) == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, PreTrainedModel, TrainerCallback
 
-from fusetune.errors import StageError
+from fusetune.errors import RecipeError, StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.tasks.task import Encoded
+from fusetune.training.arguments import build
 from fusetune.training.collect import MemberCollector, plan_steps
-from fusetune.training.trajectory import train
+from fusetune.training.trajectory import rehearse, train
 from fusetune.training.watch import DivergedError, ValidationWatch
 from tests import tiny
 
@@ -151,3 +154,63 @@ def test_watch_evaluates_evenly_and_stops_on_request(tmp_path: Path) -> None:
     assert run(tmp_path, watch) == 12
     assert seen == [4, 8, 12]
     assert watch.stopped
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"logging_steps": 500},
+        {"logging_strategy": "no"},
+        {"logging_steps": 500, "logging_nan_inf_filter": True},
+    ],
+)
+def test_a_training_that_diverged_is_called_so_though_nothing_was_logged(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(DivergedError):
+        run(tmp_path, learning_rate=1e30, **arguments)
+
+
+def test_weights_that_are_no_numbers_are_seen_whatever_the_loss_was(tmp_path: Path) -> None:
+    class Break(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == state.max_steps:
+                with torch.no_grad():
+                    kwargs["model"].classifier.bias.fill_(math.nan)
+
+    with pytest.raises(DivergedError, match=r"classifier\.bias.*after step 24"):
+        run(tmp_path, Break())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lr_scheduler_type": "cosine_with_min_lr"},  # needs its lowest rate
+        {"lr_scheduler_type": "cyclic", "lr_scheduler_kwargs": {"unknown": 1}},
+        {"adam_beta1": 1.5},
+        {"torch_compile_backend": "nothing"},
+        {"dataloader_prefetch_factor": 2},  # of no workers
+        {"optim": "lomo"},  # of a package that is not there
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_the_trainer_refuses_is_refused_in_the_rehearsal(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match=r"train\.arguments|TrainingArguments"):
+        rehearsal(tmp_path, arguments)
+
+
+def test_a_rehearsal_trains_nothing(tmp_path: Path) -> None:
+    model = tiny.bert()
+    before = copy.deepcopy(model.state_dict())
+    rehearsal(tmp_path, {"lr_scheduler_type": "step", "warmup_ratio": 0.1}, model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def rehearsal(
+    folder: Path, arguments: dict[str, Any], model: PreTrainedModel | None = None
+) -> None:
+    settings = build(folder, arguments, epochs=1, seed=41)
+    rehearse(model or tiny.bert(), data(), collate, arguments, settings, 6)

@@ -16,7 +16,7 @@ from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.members.points import Point
-from fusetune.objective import Objective
+from fusetune.objective import Objective, better, primary_index
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Evaluator:
     @property
     def primary(self) -> Objective:
         """The metric that decides; the loss where it is the only objective."""
-        return self.objectives[min(1, len(self.objectives) - 1)]
+        return self.objectives[primary_index(self.objectives)]
 
     @property
     def evaluations(self) -> int:
@@ -174,8 +174,4 @@ class Evaluator:
 
     def better(self, a: Evaluation, b: Evaluation) -> bool:
         """Whether `a` beats `b`: by the primary metric, then by the loss."""
-        first = self.objectives[0]
-        x, y = a.values[self.primary.name], b.values[self.primary.name]
-        return self.primary.better(x, y) or (
-            x == y and first.better(a.values[first.name], b.values[first.name])
-        )
+        return better(a.values, b.values, self.objectives)

@@ -91,7 +91,9 @@ class Fused:
             RecipeError: If it cannot be read, or names an unknown objective.
             NoResultError: If no candidate keeps the bounds; the nearest ones are shown.
         """
-        wanted = Constraint.parse(constraint, where="pick")
+        wanted = Constraint.parse(
+            constraint, where="pick", names=[o.name for o in self.objectives]
+        )
         wanted.check(self.objectives, where="pick")
         values = to_maximise([c.values for c in self.candidates], self.objectives)
         row = selection.constrained(values, self.objectives, wanted)

@@ -37,10 +37,10 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.record import mapping, read_record
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
-from fusetune.methods.choices import with_choices
+from fusetune.methods.choices import with_choices, worse_than_member
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name, weights_of
-from fusetune.objective import Objective
+from fusetune.objective import Objective, better
 from fusetune.optimization.study import HOPELESS, Loop, open_storage
 from fusetune.optimization.telling import REASON
 
@@ -255,16 +255,11 @@ class Fusion:
     def _choose(self, methods: Mapping[str, Candidate]) -> tuple[str, str]:
         """The row of the rule, or that of "best" where the rule did worse than a member."""
         row = self.method if self.choose == "best" else f"{self.method}.{self.choose}"
-        primary = self.evaluator.primary
         if row in methods and "finetune" in methods:
-            value = methods[row].values[primary.name]
-            best = methods["finetune"].values[primary.name]
-            if not primary.better(best, value):
+            values, best = methods[row].values, methods["finetune"].values
+            if not better(best, values, self.objectives):
                 return row, ""
-            return self.method, (
-                f"{row} has {primary.name} {value:.4f}, worse than the best single member, "
-                f"{best:.4f}: the rule best chose instead."
-            )
+            return self.method, worse_than_member(row, values, best, self.objectives)
         return (row, "") if row in methods else (self.method, "")
 
 

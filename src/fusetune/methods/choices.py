@@ -17,7 +17,7 @@ from fusetune.evaluation.smooth import Smooth
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import weights_of
-from fusetune.objective import Objective, to_maximise
+from fusetune.objective import Objective, better, primary_index, to_maximise
 from fusetune.optimization import selection
 from fusetune.optimization.constraint import Constraint
 from fusetune.optimization.pareto import Values
@@ -152,7 +152,8 @@ class _Path:
         smooth = _smoothed(seen, evaluator)
         self.average = selection.consensus(seen.W, seen.Y, evaluator.objectives, smooth)
         self.anchor = selection.anchor(seen.W, seen.Y, evaluator.objectives, smooth)
-        self.bound = selection.best_member(seen.W, seen.Y, evaluator.objectives)
+        member = selection.best_member_row(seen.W, seen.Y, evaluator.objectives)
+        self.best_member = None if member is None else seen.values[member]
         self._seconds: dict[FusionWeights, float] = {}
 
     @property
@@ -168,8 +169,7 @@ class _Path:
         for share in selection.TOWARDS_UNIFORM if self._scorer(own) else ():
             weights = FusionWeights.normalised(selection.shrunk(self.average, share))
             found = self._evaluate(weights)
-            allowed = selection.ERRORS * self._error(found, own)
-            if self._value(found) >= max(self.bound, self._value(own) - allowed):
+            if self._as_good_as_best_member(found) and not self._clearly_worse(found, own):
                 return weights, {"share_of_uniform": share}
         return self._towards_anchor()
 
@@ -181,7 +181,7 @@ class _Path:
             weights = FusionWeights.normalised((1.0 - share) * self.average + share * towards)
             if share == 1.0:  # to the last bit, as it was evaluated
                 weights = weights_of(self.seen.trials[self.anchor])
-            if self._value(self._evaluate(weights)) >= self.bound:
+            if self._as_good_as_best_member(self._evaluate(weights)):
                 break
         return weights, {"share_of_anchor": share} if share > 0.0 else {}
 
@@ -190,25 +190,69 @@ class _Path:
         self._seconds[weights] = found.seconds
         return found
 
-    def _value(self, evaluation: Evaluation) -> float:
-        primary = self.evaluator.primary
-        return primary.sign * evaluation.values[primary.name]
+    def _as_good_as_best_member(self, evaluation: Evaluation) -> bool:
+        """Whether it is at least as good in the metric, and in the loss where that is equal."""
+        objectives = self.evaluator.objectives
+        return self.best_member is None or not better(
+            self.best_member, evaluation.values, objectives
+        )
+
+    def _clearly_worse(self, found: Evaluation, own: Evaluation) -> bool:
+        """Whether it is worse than the consensus by more than the noise of their difference.
+
+        In the primary metric; in the loss where the metrics are equal.
+        """
+        objectives = self.evaluator.objectives
+        if not better(own.values, found.values, objectives):
+            return False
+        primary, first = self.evaluator.primary, objectives[0]
+        tied = found.values[primary.name] == own.values[primary.name]
+        name = first.name if tied else primary.name
+        behind = abs(own.values[name] - found.values[name])
+        return behind > selection.ERRORS * self._error(found, own, in_loss=tied)
 
     def _scorer(self, evaluation: Evaluation) -> Scorer | None:
         """What says how outcomes vary; None where there are none."""
         score = self.evaluator.score
         return score if isinstance(score, Scorer) and evaluation.outputs is not None else None
 
-    def _error(self, first: Evaluation, second: Evaluation) -> float:
-        """Standard error of their paired difference."""
+    def _error(self, first: Evaluation, second: Evaluation, *, in_loss: bool) -> float:
+        """Standard error of their paired difference in the loss or the primary metric."""
         score = self._scorer(first)
         assert score is not None
         assert first.outputs is not None
         assert second.outputs is not None
+        if in_loss:
+            paired = np.subtract(first.outputs.loss, second.outputs.loss, dtype=np.float64)
+            return float(paired.std() / np.sqrt(len(paired)))
         labels, name = score.encoded.labels, self.evaluator.primary.name
         counts = bootstrap_counts(len(labels), SAMPLES)
         outputs = (first.outputs, second.outputs)
         return float(paired_samples(name, *outputs, labels, score.task.resample, counts).std())
+
+
+def worse_than_member(
+    row: str,
+    values: Mapping[str, float],
+    member: Mapping[str, float],
+    objectives: Sequence[Objective],
+) -> str:
+    """The note that a rule's model is worse than the best single member, and what follows.
+
+    Args:
+        row: Of the rule.
+        values: Of its model on validation.
+        member: Of the best single member.
+        objectives: The loss first, then the primary metric.
+    """
+    primary, first = objectives[primary_index(objectives)], objectives[0]
+    name, equal = primary.name, ""
+    if values[name] == member[name]:
+        name, equal = first.name, f", at the same {primary.name}"
+    return (
+        f"{row} has {name} {values[name]:.4f} on validation, worse than the best single "
+        f"member, {member[name]:.4f}{equal}: the rule best chose instead."
+    )
 
 
 def _unmet(seen: Evaluated, constraint: Constraint, objectives: Sequence[Objective]) -> str:

@@ -12,7 +12,7 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.origin import Origin
-from fusetune.optimization.greedy import GreedySoup
+from fusetune.optimization.greedy import GreedySoup, Score
 from fusetune.optimization.study import Loop
 
 
@@ -25,16 +25,20 @@ def greedy(
     loop: Loop,
     origin: Origin | None = None,
 ) -> FusionResult:
-    """Members in order of the primary metric, kept when the average improves [Wortsman2022]."""
+    """Members in order of the primary metric, kept when the average improves [Wortsman2022].
+
+    Equal metrics are told apart by the loss.
+    """
     k = len(pool)
     evaluator.prefetch(starting_points(k))
-    primary = evaluator.primary
+    primary, first = evaluator.primary, evaluator.objectives[0]
 
-    def value(weights: FusionWeights) -> float:
-        return primary.sign * evaluator(weights).values[primary.name]
+    def value(weights: FusionWeights) -> tuple[float, float]:
+        values = evaluator(weights).values
+        return primary.sign * values[primary.name], first.sign * values[first.name]
 
     soup = GreedySoup([value(FusionWeights.one_hot(i, k)) for i in range(k)])
-    history: dict[frozenset[int], float] = {}
+    history: dict[frozenset[int], Score] = {}
     while (subset := soup.next_candidate(history)) is not None:
         history[subset] = value(FusionWeights.uniform(k, subset))
     return FusionResult.of(FusionWeights.uniform(k, soup.result(history)), evaluator)

@@ -210,7 +210,12 @@ def _chosen(
     ]
     if not fit:
         return _global(start, "no finer weights were as good as the best member")
-    best = max(fit, key=lambda i: finer[i].score)
+    first = evaluator.objectives[0]
+
+    def rank(i: int) -> tuple[float, float]:  # of equal scores the lower loss counts
+        return finer[i].score, first.sign * evaluator(finer[i].point).values[first.name]
+
+    best = max(fit, key=rank)
     # The average of the best first: it owes less to luck than the best itself.
     order = list(dict.fromkeys([*(i for i in fit if finer[i].average), best]))
     started = time.perf_counter()

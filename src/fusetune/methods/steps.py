@@ -13,9 +13,8 @@ from fusetune.members.mixing import groups_of
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.choices import Evaluated
-from fusetune.objective import Objective
+from fusetune.objective import Objective, primary_index
 from fusetune.optimization import selection, simplex
-from fusetune.optimization.pareto import primary_index
 
 APART = 0.2
 """Least L1 distance of a mixture worth going to from the start, and from another one: a tenth

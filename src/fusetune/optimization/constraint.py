@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,7 @@ from fusetune.errors import RecipeError, closest
 from fusetune.objective import Objective
 from fusetune.optimization.pareto import Values
 
-_NAME = r"(?P<name>[A-Za-z_][\w./-]*)"  # of a metric, or of the harness's as arc_easy/acc_norm
-_BOUND = re.compile(_NAME + r"\s*(?P<sign><=|>=)\s*(?P<limit>\S+)")
-_GOAL = re.compile(r"(?P<direction>max|min)\s+" + _NAME)
+_NAME = r"\w[\w./-]*"  # of a metric, or of the harness's as arc_easy/acc_norm
 
 GRAMMAR = 'bounds and one goal with commas between, as "loss <= 0.5, max f1"'
 
@@ -53,31 +51,35 @@ class Constraint:
         return ", ".join([*map(str, self.bounds), f"{self.direction} {self.goal}"])
 
     @classmethod
-    def parse(cls, text: str, where: str = "fuse.constraint") -> Constraint:
+    def parse(
+        cls, text: str, where: str = "fuse.constraint", names: Iterable[str] = ()
+    ) -> Constraint:
         """Read a constraint; nothing in it is ever executed.
 
         Args:
             text: Of the user.
             where: What messages call it.
+            names: Of objectives, where they are known: any text is a name then, with commas and
+                signs in it too.
 
         Raises:
             RecipeError: If it is not `bounds and one goal`.
         """
         bounds: list[Bound] = []
         goals: list[tuple[str, str]] = []
-        for part in (part.strip() for part in text.split(",")):
-            if goal := _GOAL.fullmatch(part):
-                goals.append((goal["direction"], goal["name"]))
-            elif bound := _BOUND.fullmatch(part):
-                bounds.append(
-                    Bound(
-                        bound["name"],
-                        bound["sign"] == "<=",
-                        _number(bound["limit"], part, where),
-                    )
-                )
+        pattern = _part(names)
+        start = 0
+        while start <= len(text):
+            found = pattern.match(text, start)
+            if found is None:
+                rest = text[start:].partition(",")[0].strip()
+                raise RecipeError(f"{where} takes {GRAMMAR}; {rest!r} is neither.")
+            if found["direction"]:
+                goals.append((found["direction"], found["goal"]))
             else:
-                raise RecipeError(f"{where} takes {GRAMMAR}; {part!r} is neither.")
+                limit = _number(found["limit"], found[0].strip(" ,"), where)
+                bounds.append(Bound(found["bound"], found["sign"] == "<=", limit))
+            start = found.end() + (not found["end"])  # past the text after its last part
         if not bounds or len(goals) != 1:
             raise RecipeError(
                 f"{where} takes {GRAMMAR}; {text!r} has {len(bounds)} bounds and "
@@ -121,6 +123,17 @@ class Constraint:
             over = natural - bound.limit if bound.at_most else bound.limit - natural
             total += np.maximum(over, 0.0) / (float(np.ptp(natural)) or 1.0)
         return total
+
+
+def _part(names: Iterable[str]) -> re.Pattern[str]:
+    """One bound or goal with the comma, or the end of the text, behind it."""
+    # The longest known name first: of "f1" and "f1 macro" the one that is meant.
+    known = [re.escape(name) for name in sorted(names, key=len, reverse=True) if name.strip()]
+    name = "|".join([*known, _NAME])
+    return re.compile(
+        rf"\s*(?:(?P<direction>max|min)\s+(?P<goal>{name})"
+        rf"|(?P<bound>{name})\s*(?P<sign><=|>=)\s*(?P<limit>[^\s,]+))\s*(?P<end>,|$)"
+    )
 
 
 def _number(text: str, part: str, where: str) -> float:

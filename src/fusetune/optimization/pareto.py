@@ -19,7 +19,7 @@ from botorch.utils.multi_objective.pareto import is_non_dominated
 from numpy.typing import NDArray
 
 from fusetune.errors import RecipeError
-from fusetune.objective import LOSS, Objective
+from fusetune.objective import Objective, primary_index
 
 Values = NDArray[np.float64]
 
@@ -89,16 +89,23 @@ def hypervolume_curve(Y: Values, reference: Values) -> Values:
     return curve
 
 
-def primary_index(objectives: Sequence[Objective]) -> int:
-    """The column that decides: the first metric, or the loss if it stands alone."""
-    return 1 if len(objectives) > 1 else 0
+def best_first(
+    Y: Values, objectives: Sequence[Objective], score: Values | None = None
+) -> NDArray[np.int64]:
+    """All rows, the best first: by the primary metric, then by the loss, then in their order.
+
+    Args:
+        Y: `n x m`, to be maximised.
+        objectives: The m columns, the loss first.
+        score: `n`; decides in the place of the primary metric.
+    """
+    first = Y[:, primary_index(objectives)] if score is None else score
+    # The last key is the first to decide; lexsort is stable, so the earlier trial wins.
+    return np.asarray(np.lexsort((-Y[:, 0], -first)))
 
 
 def _best(Y: Values, objectives: Sequence[Objective]) -> int:
-    primary = primary_index(objectives)
-    loss = next((i for i, o in enumerate(objectives) if o.name == LOSS.name), primary)
-    # The last key is the first to decide; lexsort is stable, so the earlier trial wins.
-    return int(np.lexsort((-Y[:, loss], -Y[:, primary]))[0])
+    return int(best_first(Y, objectives)[0])
 
 
 def _knee(Y: Values, objectives: Sequence[Objective]) -> int:

@@ -19,9 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fusetune.errors import RecipeError
 from fusetune.members.weights import FusionWeights
-from fusetune.objective import Objective
+from fusetune.objective import Objective, primary_index
 from fusetune.optimization import RIVALS, simplex
-from fusetune.optimization.pareto import primary_index
 from fusetune.optimization.recording import SUGGESTION, Proposal, RecordingSampler
 from fusetune.optimization.samplers import weight_names
 from fusetune.optimization.storage import quiet

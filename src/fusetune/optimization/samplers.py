@@ -13,9 +13,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.members.weights import FusionWeights
-from fusetune.objective import Objective, to_maximise
-from fusetune.optimization import fusion, pareto, simplex
-from fusetune.optimization.greedy import GreedySoup, Subset
+from fusetune.objective import Objective, primary_index, to_maximise
+from fusetune.optimization import fusion, simplex
+from fusetune.optimization.greedy import GreedySoup, Score, Subset
 from fusetune.optimization.pareto import Values
 from fusetune.optimization.prior import MakePrior, Prior
 from fusetune.optimization.recording import (
@@ -194,12 +194,13 @@ class FusionSampler(RecordingSampler):
         )
 
     def _greedy(self, W: Points, Y: NDArray[np.float64], failed: Points) -> Subset | None:
-        primary = pareto.primary_index(self.objectives)
-        history = {simplex.subset_of(w): -math.inf for w in failed}
-        history |= {simplex.subset_of(w): float(y[primary]) for w, y in zip(W, Y, strict=True)}
+        primary = primary_index(self.objectives)
+        history: dict[Subset | None, Score] = {simplex.subset_of(w): -math.inf for w in failed}
+        for w, y in zip(W, Y, strict=True):
+            history[simplex.subset_of(w)] = (float(y[primary]), float(y[0]))
         averages = {s: value for s, value in history.items() if s is not None}
         members = [averages.get(frozenset({i}), -math.inf) for i in range(self.k)]
-        if not any(map(math.isfinite, members)):
+        if all(value == -math.inf for value in members):
             return None
         return GreedySoup(members).next_candidate(averages)
 
@@ -216,7 +217,7 @@ class FusionSampler(RecordingSampler):
         fallback = ""
         objectives = self.objectives
         if self.primary_only:
-            primary = pareto.primary_index(objectives)
+            primary = primary_index(objectives)
             objectives, Y = (objectives[primary],), Y[:, [primary]]
         if len(W) >= 2:
             try:

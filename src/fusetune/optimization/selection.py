@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusetune.objective import Objective
+from fusetune.objective import Objective, primary_index
 from fusetune.optimization import fusion, process, simplex
 from fusetune.optimization.constraint import Constraint
-from fusetune.optimization.pareto import Values, choose, primary_index
+from fusetune.optimization.pareto import Values, best_first, choose
 from fusetune.optimization.simplex import Points
 
 RULES = ("consensus", "best", "posterior", "knee", "constraint")
@@ -61,8 +61,9 @@ def consensus(
     """The average of the best w, `k`: a w again, in general one that was not evaluated yet.
 
     Best are the `AVERAGED` distinct w with the highest smoothed metric, or primary metric
-    where there is none. The smoothed metric owes less to the rows at the decision's edge, and
-    the average keeps what many good w share, not the luck of each.
+    where there is none; of equal ones those with the lower loss. The smoothed metric owes less
+    to the rows at the decision's edge, and the average keeps what many good w share, not the
+    luck of each.
 
     It is the start of a path towards the uniform average, `shrunk`.
 
@@ -72,8 +73,8 @@ def consensus(
         objectives: The m columns.
         smooth: `n`; a smoothed form of the primary metric, to be maximised.
     """
-    score = Y[:, primary_index(objectives)] if smooth is None else smooth
-    kept = _best_first(W, score)[: min(AVERAGED, max(1, len(np.unique(W, axis=0)) // 3))]
+    kept = _distinct_first(W, Y, objectives, smooth)
+    kept = kept[: min(AVERAGED, max(1, len(kept) // 3))]
     return simplex.without_negligible(W[kept].mean(axis=0))
 
 
@@ -98,8 +99,9 @@ def anchor(
     """The best w among those no worse than the best member; None if no member is there.
 
     The consensus goes as far towards it as it must in order to be no worse than that member in
-    the primary metric. To drop the consensus at once for the highest metric costs most of
-    what it gains: the best member's own metric is the highest of several, and lucky too.
+    the primary metric, nor in the loss where the metrics are equal. To drop the consensus at
+    once for the highest metric costs most of what it gains: the best member's own metric is
+    the highest of several, and lucky too.
 
     Args:
         W: `n x k`.
@@ -107,38 +109,51 @@ def anchor(
         objectives: The m columns.
         smooth: `n`; by it, or by the primary metric, the best is found.
     """
-    primary = Y[:, primary_index(objectives)]
-    bound = best_member(W, Y, objectives)
-    if bound == -np.inf:
+    member = best_member_row(W, Y, objectives)
+    if member is None:
         return None
-    kept = np.flatnonzero(primary >= bound)
-    score = primary if smooth is None else smooth
-    return int(kept[_best_first(W[kept], score[kept])[0]])
+    primary = primary_index(objectives)
+    above, same = Y[:, primary] > Y[member, primary], Y[:, primary] == Y[member, primary]
+    kept = np.flatnonzero(above | (same & (Y[:, 0] >= Y[member, 0])))
+    score = None if smooth is None else smooth[kept]
+    return int(kept[_distinct_first(W[kept], Y[kept], objectives, score)[0]])
+
+
+def best_member_row(W: Points, Y: Values, objectives: Sequence[Objective]) -> int | None:
+    """The row of the best single member; None if none was evaluated."""
+    members = np.flatnonzero(W.max(axis=1) == 1.0)
+    return int(members[best(Y[members], objectives)]) if len(members) else None
 
 
 def best_member(W: Points, Y: Values, objectives: Sequence[Objective]) -> float:
     """The highest primary metric of a single member; −∞ if none was evaluated."""
-    members = Y[W.max(axis=1) == 1.0, primary_index(objectives)]
-    return float(members.max(initial=-np.inf))
+    row = best_member_row(W, Y, objectives)
+    return -np.inf if row is None else float(Y[row, primary_index(objectives)])
 
 
-def _best_first(W: Points, score: Values) -> NDArray[np.int64]:
-    """Rows of distinct w by falling score; of equal scores, and of equal w, the earlier."""
-    _, first = np.unique(W, axis=0, return_index=True)
-    first.sort()
-    return np.asarray(first[np.argsort(-score[first], kind="stable")])
+def _distinct_first(
+    W: Points, Y: Values, objectives: Sequence[Objective], score: Values | None
+) -> NDArray[np.int64]:
+    """The rows of distinct w, the best first; of equal w the earlier row."""
+    _, rows = np.unique(W, axis=0, return_index=True)
+    rows.sort()
+    order = best_first(Y[rows], objectives, None if score is None else score[rows])
+    return np.asarray(rows[order])
 
 
 def posterior(W: Points, Y: Values, objectives: Sequence[Objective]) -> int:
     """The evaluated w with the highest posterior mean of the primary metric.
 
     The Gaussian process [Rasmussen2006]_ has noise, so that its mean at a w draws on the values
-    of that w's neighbours too. Only evaluated w are considered, none in between.
+    of that w's neighbours too. Only evaluated w are considered, none in between. A metric that
+    is the same for all of them has no mean to tell them apart: then the loss does.
 
     Raises:
         torch.linalg.LinAlgError: If the process cannot be fitted.
     """
     primary = primary_index(objectives)
+    if not np.ptp(Y[:, primary]):
+        return best(Y, objectives)
     X = torch.as_tensor(W)
     (model,) = process.fit(X, torch.as_tensor(fusion.scale(W, Y)[:, [primary]]))
     mean, _ = model.predict(X)

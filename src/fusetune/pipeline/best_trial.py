@@ -39,7 +39,8 @@ def cautious(
     which it stands for, and what an extreme rate costs on other data than the validation split
     shows nowhere. So it has to pay: the rule of one standard error [Breiman1984]_, with
     `ERRORS` of them. Distances are those of logarithms; of two equal ones the lower rate is
-    taken. The best trial itself where it has no error, or no learning rate.
+    taken, and of equal rates the better trial. The best trial itself where it has no error, or
+    no learning rate.
 
     Args:
         trials: Of the search.
@@ -60,9 +61,11 @@ def cautious(
         and objective.sign * t.value >= least
     ]
 
-    def distance(trial: FrozenTrial) -> tuple[float, float, bool]:
+    def distance(trial: FrozenTrial) -> tuple[float, float, float, float]:
         rate = float(trial.params[RATE])
-        return abs(math.log(max(rate, TINY) / max(usual, TINY))), rate, trial is not best
+        metric, loss = _rank(trial, objective)
+        apart = abs(math.log(max(rate, TINY) / max(usual, TINY)))
+        return apart, rate, -metric, -loss
 
     return min(near, key=distance)
 
@@ -133,15 +136,16 @@ def best_trials(
     correlation that is not defined yet; the first of them could be the one whose learning
     rate is far too high.
     """
-
-    def order(trial: FrozenTrial) -> tuple[float, float]:
-        assert trial.value is not None
-        loss = float(trial.user_attrs.get(LOSS.name, 0.0))
-        return rank({objective.name: trial.value, LOSS.name: loss}, objective)
-
     complete = [t for t in trials if t.state is TrialState.COMPLETE]
     found: list[FrozenTrial] = []
-    for trial in sorted(complete, key=order, reverse=True):
+    for trial in sorted(complete, key=lambda t: _rank(t, objective), reverse=True):
         if all(trial.params != other.params for other in found):
             found.append(trial)
     return found[:count]
+
+
+def _rank(trial: FrozenTrial, objective: Objective) -> tuple[float, float]:
+    """As `rank`, of a complete trial, which keeps its loss as an attribute."""
+    assert trial.value is not None
+    loss = float(trial.user_attrs.get(LOSS.name, 0.0))
+    return rank({objective.name: trial.value, LOSS.name: loss}, objective)

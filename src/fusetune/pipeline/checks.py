@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from transformers import PreTrainedModel, TrainingArguments
+
 from fusetune.errors import RecipeError
 from fusetune.members.base import Base
 from fusetune.members.base_member import check_base_tensors, state_of
@@ -17,11 +19,12 @@ from fusetune.models.quantised import merged_bytes, quantised_layers
 from fusetune.optimization import RIVALS, rivals
 from fusetune.pipeline import existing, notes, starts, tracking
 from fusetune.pipeline.context import Context
-from fusetune.pipeline.space import extremes
+from fusetune.pipeline.space import corners
 from fusetune.recipe_checks import quantisation_problems
 from fusetune.tasks.task import OfModel
 from fusetune.training import arguments
 from fusetune.training.collect import plan_steps
+from fusetune.training.trajectory import rehearse
 
 
 def check(context: Context) -> None:
@@ -57,9 +60,9 @@ def check(context: Context) -> None:
     slow = notes.of_precision(context.precision, context.device)
     for note in (*code, *slow, *context.task.notes):
         context.display.warn(note)
-    size, kept = _check_model(context, members)
+    model, size, kept = _check_model(context, members)
     if trains:
-        _check_training(context, size, kept)
+        _check_training(context, model, size, kept)
     elif context.folder.done("fuse") is None:
         other = [m for m in members if any(f.suffix != ".safetensors" for f in m.files)]
         copies = sum(member.nbytes for member in other) + recipe.fuse.base_member * size
@@ -77,34 +80,35 @@ def _check_executor(context: Context) -> None:
         )
 
 
-def _check_training(context: Context, size: int, kept: int) -> None:
+def _check_training(context: Context, model: PreTrainedModel, size: int, kept: int) -> None:
     """The arguments and steps of every training that may come, and the disk.
 
     Args:
         context: Of a run that trains.
+        model: That is trained.
         size: Bytes of the model's weights.
         kept: Bytes of what a member keeps of them.
     """
     recipe = context.recipe
-    rows = len(context.task.splits["train"])
-    for params in extremes(recipe):
+    search, train = recipe.search, recipe.train
+    fuses = search.trials > 0 and search.objective.startswith("fused")
+    lengths = {train.epochs, search.epochs or train.epochs} if fuses else {train.epochs}
+    for params in corners(recipe):
+        given = {**context.training_arguments(params), "report_to": "none"}
         settings = arguments.build(
             context.folder.work,
-            context.training_arguments(params),
-            epochs=recipe.train.epochs,
+            given,
+            epochs=train.epochs,
             seed=recipe.seed,
             device=context.device.type,
             precision=context.precision,
         )
-        batch = settings.train_batch_size * settings.gradient_accumulation_steps
-        batch *= settings.world_size
-        epoch_steps = math.ceil(rows / batch)
-        total = (
-            settings.max_steps
-            if settings.max_steps > 0
-            else math.ceil(epoch_steps * recipe.train.epochs)
-        )
-        plan_steps(total, recipe.train.members_each, recipe.train.collect_from)
+        for epochs in lengths:
+            steps = _steps(settings, len(context.task.splits["train"]), epochs)
+            plan_steps(steps, train.members_each, train.collect_from)
+        if context.folder.done("train") is None:
+            steps = _steps(settings, len(context.task.splits["train"]), train.epochs)
+            rehearse(model, context.train_data, context.collate, given, settings, steps)
     if context.folder.done("train") is None:
         # Members, two checkpoints with optimiser state (3 x each), and the fused model.
         copies = recipe.train.members + 6
@@ -113,8 +117,18 @@ def _check_training(context: Context, size: int, kept: int) -> None:
         require_space(context.folder.path, copies * kept + size)
 
 
-def _check_model(context: Context, members: Sequence[Member]) -> tuple[int, int]:
-    """Build the model once; bytes of its weights, and of what a member keeps of them.
+def _steps(settings: TrainingArguments, rows: int, epochs: float) -> int:
+    """Optimiser steps of a training over so many rows."""
+    if settings.max_steps > 0:
+        return int(settings.max_steps)
+    batch: int = settings.train_batch_size * settings.gradient_accumulation_steps
+    return math.ceil(math.ceil(rows / (batch * settings.world_size)) * epochs)
+
+
+def _check_model(
+    context: Context, members: Sequence[Member]
+) -> tuple[PreTrainedModel, int, int]:
+    """Build the model once; with the bytes of its weights, and of what a member keeps of them.
 
     Args:
         context: Of the run.
@@ -141,4 +155,4 @@ def _check_model(context: Context, members: Sequence[Member]) -> tuple[int, int]
     if context.lora is None and not exist:
         check_can_be_collected(model)
     trained = sum(nbytes for nbytes, trains in sizes if trains)
-    return size, size if context.lora is None else trained
+    return model, size, size if context.lora is None else trained

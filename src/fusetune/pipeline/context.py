@@ -194,8 +194,9 @@ class Context:
         text = self.recipe.fuse.constraint
         if text is None:
             return None
-        constraint = Constraint.parse(text)
-        constraint.check(self.task.objectives)
+        objectives = self.task.objectives
+        constraint = Constraint.parse(text, names=[o.name for o in objectives])
+        constraint.check(objectives)
         return constraint
 
     def loop(self, on_trial: OnTrial | None = None) -> Loop:

@@ -22,7 +22,7 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import is_study_of_weights
-from fusetune.objective import Objective, to_maximise
+from fusetune.objective import Objective, primary_index, to_maximise
 from fusetune.optimization import pareto, selection
 from fusetune.optimization.constraint import GRAMMAR, Constraint
 from fusetune.pipeline.context import Context
@@ -68,7 +68,7 @@ def write(
 def front(points: Sequence[FrontPoint], objectives: Sequence[Objective]) -> list[FrontPoint]:
     """Those that no other beats, the best in the primary objective first."""
     values = to_maximise([point.values for point in points], objectives)
-    primary = pareto.primary_index(objectives)
+    primary = primary_index(objectives)
     rows = sorted(pareto.front(values), key=lambda i: (-values[i, primary], *-values[i]))
     return [points[i] for i in rows]
 
@@ -100,7 +100,7 @@ def pick(
 
 
 def _constrained(folder: Path, text: str, objectives: Sequence[Objective]) -> LinearMerge:
-    constraint = Constraint.parse(text, where="--pick")
+    constraint = Constraint.parse(text, where="--pick", names=[o.name for o in objectives])
     constraint.check(objectives, where="--pick")
     points = [LinearMerge.read(file) for file in sorted(folder.glob("point-*.yaml"))]
     if not points:

@@ -20,11 +20,11 @@ from fusetune.members.points import Combination, OwnModel, Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
-from fusetune.methods.choices import with_choices
+from fusetune.methods.choices import with_choices, worse_than_member
 from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name
 from fusetune.models.packaged import PACKAGED
-from fusetune.objective import Objective
+from fusetune.objective import Objective, better
 from fusetune.pipeline import adapters as adapter_record
 from fusetune.pipeline import front, notes, starts, tracking
 from fusetune.pipeline.context import Context
@@ -84,23 +84,21 @@ def choose(
     """The row whose w becomes the fused model, and a note where that needs a word.
 
     A rule other than "best" chooses among the evaluations of the sampler's row; its model
-    has to be at least as good on validation as the best single member. "best", and a
+    has to be at least as good on validation as the best single member; of equal metrics the
+    lower loss is the better one. "best", and a
     rule that found nothing or less than that, take the method with the best
     validation values; of equal ones, the last.
     """
     row, note = f"{sampler}.{rule}", ""
     if row in results:
-        primary = evaluator.primary
-        value = results[row].values[primary.name]
         k = len(results[row].weights)
-        members = [evaluator(FusionWeights.one_hot(i, k)) for i in range(k)]
-        best_member = max(primary.sign * m.values[primary.name] for m in members)
-        if primary.sign * value >= best_member:
+        best = evaluator(FusionWeights.one_hot(0, k))
+        for i in range(1, k):
+            member = evaluator(FusionWeights.one_hot(i, k))
+            best = member if evaluator.better(member, best) else best
+        if not better(best.values, results[row].values, evaluator.objectives):
             return row, ""
-        note = (
-            f"{row} has {primary.name} {value:.4f} on validation, worse than the best single "
-            f"member, {primary.sign * best_member:.4f}: the rule best chose instead."
-        )
+        note = worse_than_member(row, results[row].values, best.values, evaluator.objectives)
     candidates = [name for name in results if "." not in name]
     chosen = candidates[0]
     for name in candidates:

@@ -17,7 +17,7 @@ from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Display, log_to
-from fusetune.pipeline.environment import package_version
+from fusetune.pipeline.environment import package_version, require_same_data
 from fusetune.pipeline.saved import saved_results
 from fusetune.pipeline.workbench import open_members
 from fusetune.recipe_file import load
@@ -80,6 +80,7 @@ def landscape(
         context = Context(load(folder.recipe_file), folder, display, allow_code=allow_code)
         try:
             with full_disk_is_an_error(folder.path):
+                require_same_data(context)
                 found = _measure(context, members, grid, chosen_split)
                 write_json(target.with_suffix(".json"), to_json(found))
                 write(page(found), target)

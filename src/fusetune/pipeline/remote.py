@@ -9,7 +9,7 @@ import functools
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,16 +97,28 @@ class SearchWork:
     Attributes:
         place: Of the run; its folder has to be shared.
         kind: The evaluation.
+        data: Fingerprint of each split, which has to be the same everywhere.
     """
 
     place: Place
     kind: type[TrialEvaluation]
+    data: Mapping[str, str]
+
+    @classmethod
+    def of(cls, context: Context, kind: type[TrialEvaluation]) -> SearchWork:
+        """For the search of this run."""
+        return cls(Place.of(context), kind, _fingerprints(context))
 
     def __call__(self) -> Work:
         """The work; called in the worker."""
         with named():
             self.place.require_folder()
             context = self.place.open()
+            if _fingerprints(context) != self.data:
+                raise RunError(
+                    "The data are others than the driver's.",
+                    "Put the same data under the same paths on all nodes, and leave them.",
+                )
             evaluate = self.kind(context, context.task.objectives[1], Bar(None, None))
             evaluate.apart = f"-{socket.gethostname()}-{os.getpid()}"
             context.folder.work.mkdir(parents=True, exist_ok=True)
@@ -167,6 +179,10 @@ class FusionWork:
             pool = open_recorded({"paths": paths, "sha256": digests}, base)
             bench = Workbench(pool, context, None, self.compiles)
             return bench.evaluator(self.split)
+
+
+def _fingerprints(context: Context) -> dict[str, str]:
+    return {name: split.fingerprint for name, split in context.task.splits.items()}
 
 
 @contextmanager

@@ -36,12 +36,19 @@ def distributions(recipe: Recipe) -> dict[str, optuna.distributions.BaseDistribu
     return space
 
 
-def extremes(recipe: Recipe) -> list[dict[str, Any]]:
-    """λ at both ends of the space: what Transformers refuses, it refuses there."""
+def corners(recipe: Recipe) -> list[dict[str, Any]]:
+    """λ at both ends of the space, and at every choice and bound of one parameter.
+
+    What Transformers refuses it refuses there. Where one parameter varies, the others are at
+    their lower ends. Only the recipe's own arguments, λ empty, where nothing is searched.
+    """
     space = recipe.search.space if recipe.search.trials else {}
-    low = {n: r.choices[0] if r.choices else r.low for n, r in space.items()}
-    high = {n: max(r.choices, key=_size) if r.choices else r.high for n, r in space.items()}
-    return [low, high]
+    values = {n: r.choices if r.choices else [r.low, r.high] for n, r in space.items()}
+    low = {name: min(tried, key=_size) for name, tried in values.items()}
+    high = {name: max(tried, key=_size) for name, tried in values.items()}
+    single = [{**low, name: value} for name, tried in values.items() for value in tried]
+    found = [low, high, *single]
+    return [params for i, params in enumerate(found) if params not in found[:i]]
 
 
 def _size(value: object) -> float:

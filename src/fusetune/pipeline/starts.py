@@ -21,7 +21,8 @@ from fusetune.optimization.studies import best_parameters, inside
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.space import distributions
 from fusetune.recipe import Recipe
-from fusetune.training.arguments import ALIASES, complete
+from fusetune.training.arguments import complete
+from fusetune.training.fields import ALIASES
 
 
 class _Parameters(Shape):

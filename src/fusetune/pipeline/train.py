@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,29 @@ Judge = Callable[[int, Evaluation], bool]
 """(step, evaluation) of a member → whether the training is given up."""
 
 
+def is_of_search(context: Context) -> bool:
+    """Whether the stage's record, if there is one, is of what the search has found.
+
+    It is not where more trials of the search have found a better λ since.
+    """
+    folder = context.folder
+    record, found = folder.recorded("train"), folder.recorded("search")
+    if record is None or found is None or context.recipe.train.checkpoints is not None:
+        return True
+    trajectories = record.get("trajectories", ())
+    if not all("trial" in trajectory for trajectory in trajectories):
+        return True
+    trained = [trajectory["trial"] for trajectory in trajectories]
+    return not trained or trained == [each.trial for each in _planned(context, found)]
+
+
+def _planned(context: Context, found: Mapping[str, Any]) -> list[Trajectory]:
+    """The trajectories to train, given the record of the search."""
+    recipe = context.recipe
+    trials = context.trials(SEARCH) if recipe.train.trajectories.source == "trials" else []
+    return plan(recipe, found, trials, context.task.objectives[1])
+
+
 def train(context: Context) -> dict[str, Any]:
     """Train in full and collect the members; returns the stage's record.
 
@@ -57,8 +80,7 @@ def train(context: Context) -> dict[str, Any]:
             f"{folder.path} has no finished search.",
             "Run `fusetune search` first, or everything with `fusetune run`.",
         )
-    trials = context.trials(SEARCH) if recipe.train.trajectories.source == "trials" else []
-    planned = plan(recipe, found, trials, context.task.objectives[1])
+    planned = _planned(context, found)
     done: list[dict[str, Any]] = []
     with context.display.bar("train", 1) as bar:
         for trajectory in planned:

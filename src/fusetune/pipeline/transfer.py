@@ -27,7 +27,11 @@ from fusetune.pipeline.agreement import FILE, subject
 from fusetune.pipeline.checks import check
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar, Display, log_to
-from fusetune.pipeline.environment import package_version
+from fusetune.pipeline.environment import (
+    package_version,
+    require_same_data,
+    write_environment,
+)
 from fusetune.pipeline.space import distributions
 from fusetune.pipeline.trial import TrialEvaluation, parameters
 from fusetune.recipe import Recipe
@@ -88,7 +92,10 @@ def transfer(
                 if force:
                     for name in (LIGHT, FULL):
                         context.loop().delete(name)
+                else:
+                    require_same_data(context)
                 write_text(folder.recipe_file, light.to_yaml())
+                write_environment(context)
                 display.say(_plan(light, trials))
                 rows = _train(context, trials)
                 shutil.rmtree(folder.work, ignore_errors=True)

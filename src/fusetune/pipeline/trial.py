@@ -102,7 +102,7 @@ class TrialEvaluation:
 
     def worker(self) -> Callable[[], Work]:
         """Makes the evaluation in another process; see `executors.executor.Portable`."""
-        return remote.SearchWork(remote.Place.of(self.context), type(self))
+        return remote.SearchWork.of(self.context, type(self))
 
     def pack(self, params: dict[str, Any], number: int) -> Any:
         """λ, and what it has to reach."""

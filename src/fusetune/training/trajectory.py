@@ -11,9 +11,17 @@ from typing import Any, cast
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.training_args import ParallelMode
 
+from fusetune.errors import RecipeError
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.order import OrderKeeper
@@ -55,6 +63,52 @@ class _Trainer(Trainer):
                 cast("dict[str, Any]", self.args.lr_scheduler_kwargs or {}),
             )
         return self.lr_scheduler
+
+
+def rehearse(
+    model: PreTrainedModel,
+    data: Encoded,
+    collate: Collate,
+    arguments: Mapping[str, Any],
+    settings: TrainingArguments,
+    steps: int,
+) -> None:
+    """Make all that a training needs but do no step of it.
+
+    The Trainer, its data loader, the optimiser and the schedule each check what they are
+    given, so that what they refuse is known before the first training.
+
+    Args:
+        model: Of the training; it is not trained, but may be moved to the device.
+        data: The training split.
+        collate: Pads features into batches.
+        arguments: λ and all other `TrainingArguments`.
+        settings: Made of them.
+        steps: Optimiser steps of the training.
+
+    Raises:
+        RecipeError: If something is refused.
+    """
+    if (
+        settings.parallel_mode == ParallelMode.DISTRIBUTED
+    ):  # the other processes do not rehearse
+        return
+    try:
+        trainer = _Trainer(
+            model=model,
+            args=settings,
+            train_dataset=data,
+            data_collator=collate,
+            schedule=arguments.get("lr_scheduler_type"),
+            order=OrderKeeper(None),
+        )
+        trainer.get_train_dataloader()
+        trainer.create_optimizer_and_scheduler(steps)
+    except Exception as error:  # whatever the libraries behind an argument raise
+        raise RecipeError(
+            f"train.arguments: the Trainer cannot be made with them: {error}",
+            "Check train.arguments and search.space.",
+        ) from error
 
 
 def train(
@@ -100,13 +154,10 @@ def train(
     Raises:
         DivergedError: If the loss is no longer finite.
     """
+    if not keep_checkpoints:
+        arguments = {**arguments, "save_strategy": "no"}
     settings = build(
-        folder,
-        arguments if keep_checkpoints else {**arguments, "save_strategy": "no"},
-        epochs=epochs,
-        seed=seed,
-        device=device,
-        precision=precision,
+        folder, arguments, epochs=epochs, seed=seed, device=device, precision=precision
     )
     set_seed(seed if head_seed is None else head_seed)
     model = make_model()

@@ -24,10 +24,14 @@ class DivergedError(RuntimeError):
 
 
 class DivergenceGuard(TrainerCallback):
-    """Ends a training whose logged loss is NaN or infinite.
+    """Ends a training whose loss or weights are NaN or infinite.
+
+    A training may be too short to log a loss on its way, or be told to leave NaN out of what it
+    logs. So the mean of all losses and the weights are looked at in the end: no step makes a
+    finite number of a NaN again.
 
     Raises:
-        DivergedError: From `on_log`.
+        DivergedError: From `on_log` and `on_train_end`.
     """
 
     def on_log(
@@ -37,10 +41,27 @@ class DivergenceGuard(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Look at the logged loss."""
-        loss = (kwargs.get("logs") or {}).get("loss")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise DivergedError(f"the training loss became {loss} at step {state.global_step}")
+        """Look at the logged loss, and at the end at the mean of all."""
+        logs = kwargs.get("logs") or {}
+        for loss in (logs.get("loss"), logs.get("train_loss")):
+            if loss is not None and not math.isfinite(float(loss)):
+                raise DivergedError(
+                    f"the training loss became {loss} at step {state.global_step}"
+                )
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the weights."""
+        for name, weights in kwargs["model"].named_parameters():
+            if weights.requires_grad and not weights.isfinite().all():
+                raise DivergedError(
+                    f"the weights {name} are no finite numbers after step {state.global_step}"
+                )
 
 
 class ProgressReporter(TrainerCallback):
