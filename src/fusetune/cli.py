@@ -5,12 +5,14 @@ Nothing heavy is imported before a command runs, so that `--help` is instant.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fusetune.cli_errors import errors
+from fusetune.cli_errors import echo, errors
 from fusetune.cli_exchange import add_to as add_exchange
 from fusetune.cli_fuse import add_to as add_fuse
 from fusetune.cli_fuse import next_lines
@@ -195,13 +197,12 @@ def members(
 ) -> None:
     """List checkpoints and say whether, and why not, they can be fused."""
     with errors():
-        from rich.console import Console
-
         from fusetune.members.pool import inspect
+        from fusetune.pipeline.display import Display
         from fusetune.report.members import members_table
 
         found = inspect(paths, allow_pickle=allow_pickle, own_model=True)
-        console = Console(highlight=False)
+        console = Display().console
         console.print(members_table(found.members))
         for path in found.incomplete:
             console.print(shown(f"left out, not complete: {path}"), markup=False)
@@ -214,9 +215,9 @@ def members(
             text = f"Not checked against their base model: {found.unchecked}"
             console.print(shown(text), markup=False)
         elif not found.model and not found.members[0].config:
-            typer.echo("Whether they fit your model is checked when you give it (model_init).")
+            echo("Whether they fit your model is checked when you give it (model_init).")
         for line in next_lines(found.members):
-            typer.echo(shown(line))
+            echo(shown(line))
 
 
 def _stage(
@@ -231,7 +232,7 @@ def _stage(
     with errors():
         recipe, out = recipe_and_folder(source, overrides, out)
         if print_recipe:
-            typer.echo(recipe.to_yaml())
+            echo(recipe.to_yaml())
             return
         run_stages(recipe, out, stage, **options)
 
@@ -247,4 +248,8 @@ def _numbers(text: str) -> list[int]:
 
 def main() -> None:
     """Entry point of the `fusetune` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a log that is not UTF-8 gets escapes for what it lacks, and no error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

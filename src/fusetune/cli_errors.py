@@ -9,12 +9,18 @@ from contextlib import contextmanager
 import typer
 
 from fusetune.errors import FusetuneError
+from fusetune.redaction import printable
 
 
 def first_process() -> bool:
     """Whether this one speaks, of the processes that a launcher may have started."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return alone or os.environ.get("RANK", "0") == "0"
+
+
+def echo(text: str, *, fg: str | None = None, err: bool = False) -> None:
+    """Print a text that may come from a file: its control characters are written out."""
+    typer.secho(printable(text), fg=fg, err=err)
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def errors() -> Iterator[None]:
         yield
     except FusetuneError as error:
         if first_process():
-            typer.secho(f"Error: {error}", fg="red", err=True)
+            echo(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.secho(

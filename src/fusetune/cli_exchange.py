@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fusetune.cli_errors import errors
+from fusetune.cli_errors import echo, errors
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 
@@ -39,14 +39,14 @@ def push(
 
         found = publishing.prepare(folder, repo, license=license, base_model=base_model)
         if dry_run:
-            typer.echo(found.card)
+            echo(found.card)
             for name, size in found.sizes.items():
-                typer.echo(f"{size:>15,}  {name}")
-            typer.echo(f"{sum(found.sizes.values()):>15,}  bytes in all, for {repo}")
+                echo(f"{size:>15,}  {name}")
+            echo(f"{sum(found.sizes.values()):>15,}  bytes in all, for {repo}")
         for note in found.notes:
-            typer.secho(note, fg="yellow", err=True)
+            echo(note, fg="yellow", err=True)
         if not dry_run:
-            typer.echo(publishing.push(found, private=private))
+            echo(publishing.push(found, private=private))
 
 
 def dashboard(
@@ -58,7 +58,7 @@ def dashboard(
     with errors():
         from fusetune.pipeline.dashboard import serve
 
-        serve(folder, host=host, port=port, announce=typer.echo)
+        serve(folder, host=host, port=port, announce=echo)
 
 
 def studies(
@@ -77,6 +77,4 @@ def studies(
             return
         for row in listed(folder):
             objectives = ", ".join(row.objectives)
-            typer.echo(
-                f"{row.name}: {row.complete} of {row.trials} trials complete; {objectives}"
-            )
+            echo(f"{row.name}: {row.complete} of {row.trials} trials complete; {objectives}")

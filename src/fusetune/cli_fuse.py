@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusetune.cli_errors import errors
+from fusetune.cli_errors import echo, errors
 from fusetune.cli_options import (
     AllowCode,
     Executor,
@@ -106,7 +106,7 @@ def fuse(
             source = _source(source, alone=not any((*given, allow_pickle, with_base)))
             recipe, out = recipe_and_folder(source, overrides, out)
         if print_recipe:
-            typer.echo(recipe.to_yaml())
+            echo(recipe.to_yaml())
             return
         stage = None if members else "fuse"
         shown = {"quiet": quiet, "verbose": verbose}
@@ -120,7 +120,7 @@ def _inferred(
 
     found = infer(wanted, overrides)
     if say:
-        typer.echo("\n".join(found.notes))
+        echo("\n".join(found.notes))
     return found.recipe, out or Path("runs") / found.name
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fusetune.cli_errors import errors
+from fusetune.cli_errors import echo, errors
 from fusetune.cli_options import Overrides
 
 recipes = typer.Typer(
@@ -20,7 +20,7 @@ def recipe_list() -> None:
     from fusetune.recipe_file import ready
 
     for name in ready():
-        typer.echo(name)
+        echo(name)
 
 
 @recipes.command("show")
@@ -32,7 +32,7 @@ def recipe_show(
     with errors():
         from fusetune.recipe_file import find, load
 
-        typer.echo(load(find(source), overrides or ()).to_yaml())
+        echo(load(find(source), overrides or ()).to_yaml())
 
 
 @recipes.command("schema")
@@ -42,4 +42,4 @@ def recipe_schema() -> None:
 
     from fusetune.recipe import Recipe
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    echo(json.dumps(Recipe.model_json_schema(), indent=2))

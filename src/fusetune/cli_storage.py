@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fusetune.cli_errors import errors
+from fusetune.cli_errors import echo, errors
 
 storage = typer.Typer(help="Move studies between storages.", no_args_is_help=True)
 
@@ -28,4 +28,4 @@ def copy(
         from fusetune.pipeline.move import copy_storage
 
         for line in copy_storage(source, target):
-            typer.echo(line)
+            echo(line)

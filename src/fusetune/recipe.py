@@ -82,8 +82,9 @@ class Recipe(Section):
         return self.model_dump(mode="json", exclude_none=False)
 
     def public(self) -> dict[str, Any]:
-        """The same without passwords and tokens: what may be kept and shown."""
+        """The same without passwords, tokens and cluster: what may be kept and shown."""
         tree: dict[str, Any] = tree_without_secrets(self.dump())
+        tree["executor"].pop("address", None)  # which cluster to join, the user says each time
         return tree
 
     def to_yaml(self) -> str:

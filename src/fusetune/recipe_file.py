@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -80,9 +81,32 @@ def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> 
     tree = read_yaml(text, name, texts=TEXTS)
     if not isinstance(tree, dict):
         raise RecipeError(f"{name} must be a mapping of keys, got {_kind(tree)}.")
-    for override in overrides:
+    given = tuple(overrides)
+    _refuse_cluster(tree, given, name)
+    for override in given:
         _override(tree, override)
     return _validated(tree, name)
+
+
+def _refuse_cluster(tree: Mapping[str, Any], overrides: Iterable[str], name: str) -> None:
+    """Check that no file names a cluster: its machines and this one run each other's code.
+
+    Raises:
+        RecipeError: If the recipe does, and the user has not said it too.
+    """
+    section = tree.get("executor")
+    address = section.get("address") if isinstance(section, Mapping) else None
+    keys = {override.partition("=")[0] for override in overrides}
+    if address in (None, "local", os.environ.get("RAY_ADDRESS")) or keys & {
+        "executor",
+        "executor.address",
+    }:
+        return
+    raise RecipeError(
+        f"{name} names the cluster {address!r}, whose machines would run code on this one.",
+        f"To join it, say so yourself: executor.address={address} on the command line, or "
+        "RAY_ADDRESS in the environment; else leave it out of the file.",
+    )
 
 
 def derive(recipe: Recipe, changes: Mapping[str, Any], *, name: str = "recipe") -> Recipe:

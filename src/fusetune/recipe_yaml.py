@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from fusetune.errors import RecipeError
+from fusetune.redaction import printable
 
 MAX_BYTES = 200_000
 MAX_VALUES = 10_000
@@ -165,6 +166,8 @@ def read_yaml(text: str, name: str, *, texts: Iterable[str] = (), whole: bool = 
 def write_yaml(tree: Any) -> str:
     """Plain data as YAML that `read_yaml` reads back as the same, keys in their order."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96)
+    if text != printable(text):  # marks that turn the reading direction, as escapes
+        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=96)
     return text
 
 

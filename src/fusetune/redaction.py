@@ -43,7 +43,8 @@ _VARIABLE = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|CREDENTIAL)(?:_|$)|PASSWORD$|PASSWD$"
 )
 # Control characters but tab and line feed, and the marks that turn the reading direction.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Surrogates stand for bytes of a file's name that are no UTF-8: no stream takes them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_secrets(text: str) -> str:
@@ -83,10 +84,15 @@ def tree_without_secrets(value: Any) -> Any:
 
 def shown(text: str) -> str:
     """What may be printed: no secret, no control character, not without end."""
-    text = _CONTROL.sub(_escaped, without_secrets(text))
+    text = printable(without_secrets(text))
     if len(text) > LONGEST:
         return f"{text[:LONGEST]} … ({len(text):,} characters)"
     return text
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out: nothing in it acts on a terminal."""
+    return _CONTROL.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -166,7 +166,7 @@ class RunFolder(RunLayout):
         Raises:
             RunError: If the record is no JSON object.
         """
-        return read_record(self.record(stage), mapping, _again(stage))
+        return read_record(self.record(stage), mapping, again(stage))
 
     def recorded(self, stage: str) -> dict[str, Any] | None:
         """What a complete stage recorded, of the shape that it has to have; None if it is not.
@@ -174,7 +174,7 @@ class RunFolder(RunLayout):
         Raises:
             RunError: If the record is damaged.
         """
-        return read_record(self.record(stage), shaped(SHAPES[stage]), _again(stage))
+        return read_record(self.record(stage), shaped(SHAPES[stage]), again(stage))
 
     def check_records(self) -> None:
         """Find damaged records before any long work starts.
@@ -397,7 +397,7 @@ class RunFolder(RunLayout):
             yield
 
 
-def _again(stage: str) -> str:
+def again(stage: str) -> str:
     """What to do about a damaged record of a stage."""
     return (
         f"Remove it and run again, or run `fusetune {stage} RECIPE --force`: the stage is then "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -21,6 +22,22 @@ from fusetune.members.disk import link
 from fusetune.members.points import Point, key
 from fusetune.tasks.task import Outputs
 
+DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What a file can make NumPy and its parsers raise that is not, or no longer, an evaluation."""
+
 
 class EvaluationStore:
     """Per-example outcomes of evaluations, one small file each.
@@ -32,6 +49,7 @@ class EvaluationStore:
         others: Folders of other runs; what they know is taken over, and its cost with it.
         names: The objectives, of which an evaluation must have the values; one that was made
             with other metrics counts as none. All values, whatever they are, if empty.
+        rows: Examples of the split; outcomes of another number count as none. Any if None.
     """
 
     def __init__(
@@ -40,11 +58,13 @@ class EvaluationStore:
         context: str,
         others: Sequence[Path] = (),
         names: Sequence[str] = (),
+        rows: int | None = None,
     ) -> None:
         self.folder = folder
         self.context = context
         self.others = tuple(others)
         self.names = tuple(names)
+        self.rows = rows
         self._known: dict[Point, Evaluation] = {}
 
     def get(self, point: Point) -> Evaluation | None:
@@ -70,13 +90,28 @@ class EvaluationStore:
                 values = dict(
                     zip(saved["names"].tolist(), saved["values"].tolist(), strict=True)
                 )
-                seconds, averaging, read = saved["cost"].tolist()
-                values = {name: values[name] for name in self.names or values}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                seconds, averaging, read = _cost(saved)
+                values = {name: float(values[name]) for name in self.names or values}
+            self._check(outputs)
+        except DAMAGED:
             return None  # not there, damaged, or of other metrics
         evaluation = Evaluation(values, outputs, seconds, averaging, int(read))
         self._known[point] = evaluation
         return evaluation
+
+    def _check(self, outputs: Outputs) -> None:
+        """Check that outcomes are those of the split's examples.
+
+        Raises:
+            ValueError: If not.
+        """
+        n = self.rows if self.rows is not None else len(outputs.loss)
+        parts: list[Sequence[Any] | NDArray[Any]] = [outputs.loss, outputs.predictions]
+        parts += [part for part in (outputs.texts, outputs.log_probs) if part is not None]
+        numbers = outputs.loss.dtype.kind == outputs.predictions.dtype.kind == "f"
+        shaped = outputs.loss.ndim == 1 and outputs.predictions.ndim == 2
+        if not (numbers and shaped) or any(len(part) != n for part in parts):
+            raise ValueError(f"These are not the outcomes of {n} examples.")
 
     def put(self, point: Point, evaluation: Evaluation) -> None:
         """Remember an evaluation, durably if it has per-example outcomes."""
@@ -124,7 +159,19 @@ def _arrays(outputs: Outputs) -> dict[str, NDArray[Any]]:
 
 
 def _texts(packed: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(json.loads(zlib.decompress(packed.tobytes())))
+    found = json.loads(zlib.decompress(packed.tobytes()))
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError("texts are a list of texts")
+    return tuple(found)
+
+
+def _cost(saved: Mapping[str, NDArray[Any]]) -> tuple[float, float, int]:
+    """Seconds of evaluating and of averaging, and bytes read."""
+    seconds, averaging, read = saved["cost"].tolist()
+    found = float(seconds), float(averaging), float(read)
+    if not all(math.isfinite(number) and number >= 0.0 for number in found):
+        raise ValueError("costs are numbers from 0")
+    return found[0], found[1], int(read)
 
 
 def _ragged(saved: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
@@ -154,8 +201,8 @@ def spent(folder: Path) -> Spent:
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as saved:
-                costs.append(saved["cost"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                costs.append(_cost(saved))
+        except DAMAGED:
             continue
     seconds, averaging, read = np.sum(costs, axis=0) if costs else (0.0, 0.0, 0.0)
     return Spent(len(costs), float(averaging), float(seconds - averaging), int(read))

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import transformers
 from torch import Tensor, nn
@@ -99,12 +100,9 @@ def _tensors(
     config = transformers.AutoConfig.from_pretrained(first.loadable, trust_remote_code=trust)
     drawn: set[str] = set()
 
-    def make(path: str, **options: object) -> nn.Module:
-        model, info = kind.from_pretrained(
-            path, config=config, output_loading_info=True, **options
-        )
-        drawn.update(info["missing_keys"])
-        built: nn.Module = model
+    def make(path: str, **options: object) -> Any:
+        built = kind.from_pretrained(path, config=config, **options)
+        drawn.update(built[1]["missing_keys"])
         return built
 
     source = resolve(str(base_member), trust_remote_code=trust)

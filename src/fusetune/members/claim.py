@@ -25,6 +25,7 @@ import psutil
 
 from fusetune.errors import RunError
 from fusetune.members.disk import without_links
+from fusetune.redaction import printable
 
 LOCK = ".lock"
 APPENDED = (LOCK, "run.log", "trials.journal", "trials.journal.lock")
@@ -109,6 +110,11 @@ def _open(folder: Path, what: str) -> TextIO:
     Raises:
         RunError: If that fails, or the file is a link or something else than a file.
     """
+    if str(folder) != printable(str(folder)):
+        raise RunError(
+            f"{what} {folder} has a name with control characters, or bytes that are no UTF-8.",
+            "Give another folder.",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / LOCK, "a+", encoding="utf-8", opener=without_links)

@@ -1,4 +1,4 @@
-"""Members from elsewhere: `s3://…`, `gs://…` and whatever else fsspec knows, copied here once.
+"""Members from elsewhere, as `s3://…`, `gs://…`, `abfs://…` or `hf://…`, copied here once.
 
 A copy lies in a folder named by a digest of where it comes from and what was there (names,
 sizes, and the store's own checksums or dates): members that change are fetched anew. Only the
@@ -21,6 +21,10 @@ from fusetune.members.disk import locked, replaced_folder, require_space, write_
 
 CACHE = "FUSETUNE_CACHE"
 """Environment variable: where copies are kept; ~/.cache/fusetune by default."""
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "hf", "file", "memory")
+"""Stores of files. fsspec knows many more, some of which open what a URL describes, or render
+templates of it: a recipe could run code by a URL alone."""
 
 SOURCE = "source.json"
 ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -114,6 +118,14 @@ def source_of(path: Path) -> str | None:
 
 
 def _open(url: str) -> tuple[Any, str]:
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES or "::" in url:
+        chained = "::" in url
+        raise MemberError(
+            f"{url} cannot be read: "
+            + ("it is a chain of URLs (::)." if chained else f"Protocol not known: {scheme}."),
+            "Give a URL of s3, gs, abfs, hf or file.",
+        )
     try:
         fs, root = url_to_fs(url)
     except ImportError as error:

@@ -157,6 +157,11 @@ def from_json(data: Mapping[str, Any], folder: Path | None = None) -> Point:
     return OwnModel.open(model_file(folder, data["model"]))
 
 
+def count(point: Blend) -> int:
+    """How many members a point has weights for."""
+    return len(point.groups[0]) if isinstance(point, LayerWeights) else len(point)
+
+
 def model_file(folder: Path, digest: str) -> Path:
     """The file of a model of its own."""
     return folder / f"{digest[:32]}.safetensors"

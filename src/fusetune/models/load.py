@@ -142,7 +142,12 @@ class ModelSource:
             fixed["device_map"] = wanted if isinstance(wanted, str) else dict(wanted)
 
         def read(**more: Any) -> Any:
-            return make(self.path, use_safetensors=safe, **self.options, **fixed, **more)
+            settings = {**self.options, **fixed, **more, "output_loading_info": True}
+            built = make(self.path, use_safetensors=safe, **settings)
+            if not isinstance(built, tuple):  # a model without weights, drawn as a whole
+                return built
+            self._require_weights(*built)
+            return built[0]
 
         def read_quantised() -> Any:
             at, stored = device or torch.device("cpu"), bool(self._stored())
@@ -155,6 +160,25 @@ class ModelSource:
             loaded = self._guard("weights", read_quantised if bits else read)
         assert isinstance(loaded, PreTrainedModel)
         return gguf.unpacked(loaded) if packed else loaded
+
+    def _require_weights(self, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+        """Check that something of the model, but its head, came from the files.
+
+        Transformers draws what a checkpoint lacks, and says so in a warning: with the weights
+        of another architecture, that is the whole model.
+
+        Raises:
+            ModelError: If all of it was drawn.
+        """
+        below = f"{model.base_model_prefix}."
+        names = {name for name, _ in model.named_parameters()}
+        body = {name for name in names if name.startswith(below)} or names
+        if body and body <= set(info["missing_keys"]):
+            raise ModelError(
+                f"None of the weights in {self.label} fit a {type(model).__name__}: all of it "
+                "would be drawn at random.",
+                "Give the model whose configuration and weights belong together.",
+            )
 
     def _guard(self, what: str, read: Callable[[], Any]) -> Any:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ from fusetune.redaction import without_secrets
 
 PASSWORD = "FUSETUNE_STORAGE_PASSWORD"
 """Environment variable: the password of a storage whose URL has none."""
+
+HOST = "FUSETUNE_STORAGE_HOST"
+"""Environment variable: the host, or hosts with commas, that get the password."""
 
 HEARTBEAT = 20  # seconds between signs of life of a trial in a shared study
 SILENCE = 120  # seconds without one after which its process counts as dead
@@ -56,6 +61,17 @@ def open_storage(
     Raises:
         RunError: If it cannot be opened.
     """
+    return _open(location, (heartbeats, beat, silence), patience, new=True)
+
+
+def _open(
+    location: str | PathLike[str],
+    heart: tuple[bool, int, int],
+    patience: float | None,
+    *,
+    new: bool,
+) -> BaseStorage:
+    """As `open_storage`; without `new`, tables are only looked for and not made."""
     text = str(location)
     if "://" not in text:
         return open_journal(Path(location), patience)
@@ -63,8 +79,12 @@ def open_storage(
     waits = Patience(shown, patience)
     try:
         url = _connection(text)
-        found = _open_database(url, waits, (beat, silence) if heartbeats else (None, None))
+        _require_studies(url)
+        beats = heart[1:] if heart[0] else (None, None)
+        found = _open_database(url, waits, beats, new=new)
         return get_storage(found)  # with its cache: loading a study reads what is new
+    except RunError:
+        raise
     except Exception as error:  # drivers raise their own: SQLAlchemy's, psycopg's, imports
         why = reason(error).replace(text, shown)
         missing = isinstance(error, ImportError) and "psycopg" in why
@@ -74,7 +94,7 @@ def open_storage(
             if missing
             else "Check the URL, that its driver is installed, that the server answers and "
             "lets the user create tables. Run folders keep no password: give it in the "
-            f"environment ({PASSWORD}, PGPASSWORD), in ~/.pgpass, or with storage=URL again.",
+            f"environment ({PASSWORD} with {HOST}), in ~/.pgpass, or with storage=URL again.",
         ) from None  # a traceback could show the URL
 
 
@@ -83,6 +103,8 @@ def _open_database(
     patience: Patience,
     heart: tuple[int | None, int | None],
     tries: int = 10,
+    *,
+    new: bool,
 ) -> PatientDatabase:
     """Open a database, with tables of Optuna's if it has none.
 
@@ -97,6 +119,7 @@ def _open_database(
                     engine_kwargs=_engine(url),
                     heartbeat_interval=heart[0],
                     grace_period=heart[1],
+                    skip_table_creation=not new,
                 )
         except DBAPIError as error:
             made_meanwhile = isinstance(error, IntegrityError) or "already exists" in str(error)
@@ -141,10 +164,67 @@ def _connection(text: str) -> sqlalchemy.URL:
     url = make_url(text)
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
+    if url.password is not None or any("password" in key.lower() for key in url.query):
+        return url
     password = os.environ.get(PASSWORD)
-    if password and url.password is None and url.username:
-        url = url.set(password=password)
+    if password and url.username:
+        _require_named(url, PASSWORD)
+        return url.set(password=password)
+    if os.environ.get("PGPASSWORD") and url.drivername.startswith("postgresql"):
+        _require_named(url, "PGPASSWORD")  # the driver sends it
     return url
+
+
+def _require_named(url: sqlalchemy.URL, variable: str) -> None:
+    """Check that the user has named the server that would get the user's password.
+
+    A recipe, or the recipe of a run folder, may be somebody else's: what it names must not get
+    what the user's environment keeps for another server.
+
+    Raises:
+        RunError: If not.
+    """
+    named = [os.environ.get(HOST, ""), os.environ.get("PGHOST", "")]
+    known = {part.strip().lower() for text in named for part in text.split(",")} - {""}
+    for host in _hosts(url):
+        if host.lower() not in known and host.lower().rpartition(":")[0] not in known:
+            raise RunError(
+                f"The storage {without_password(str(url))} would get the password of "
+                f"{variable}, and its host {host} is not one that you have named for it.",
+                f"If it may have the password, name it: {HOST}={host}.",
+            )
+
+
+def _hosts(url: sqlalchemy.URL) -> list[str]:
+    """Every place that a connection by this URL may be made to, but sockets of this machine."""
+    found = [url.host or ""] if url.port is None else [f"{url.host}:{url.port}"]
+    for key in ("host", "hostaddr", "service", "servicefile", "passfile", "unix_socket"):
+        given = url.query.get(key, ())
+        values = (given,) if isinstance(given, str) else given
+        found += [part for value in values for part in value.split(",")]
+    return [host for host in found if host and not host.startswith("/")]
+
+
+def _require_studies(url: sqlalchemy.URL) -> None:
+    """Check that a file of SQLite is no database of something else, which would get tables.
+
+    Raises:
+        RunError: If it is.
+    """
+    file = Path(url.database or "")
+    if not url.drivername.startswith("sqlite") or not file.is_file():
+        return
+    with contextlib.closing(
+        sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    ) as db:
+        rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    names = {name for (name,) in rows}
+    if names and not names & {"studies", "alembic_version"}:
+        raise RunError(
+            f"{file} is a database of something else: it has the tables "
+            f"{', '.join(sorted(names)[:5])}.",
+            "Give another file, as sqlite:///trials.db.",
+        )
 
 
 def _engine(url: sqlalchemy.URL) -> dict[str, Any]:
@@ -177,7 +257,7 @@ def open_existing(location: str | PathLike[str]) -> BaseStorage:
     scheme, _, file = url.partition(":///")
     if scheme.startswith("sqlite") and not Path(file.partition("?")[0]).is_file():
         raise RunError(f"There is no storage {url}: the file {file} does not exist.")
-    return open_storage(url)
+    return _open(url, (False, HEARTBEAT, SILENCE), None, new=False)
 
 
 @contextmanager

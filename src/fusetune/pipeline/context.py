@@ -309,11 +309,10 @@ class Context:
         drawn: set[str] = set()
 
         def make(path: str, **options: Any) -> Any:
-            built: Any = self.task.build(path, output_loading_info=True, **options)
-            if not isinstance(built, tuple):  # a model without weights, drawn as a whole
-                return built
-            drawn.update(built[1]["missing_keys"])
-            return built[0]
+            built: Any = self.task.build(path, **options)
+            if isinstance(built, tuple):  # else a model without weights, drawn as a whole
+                drawn.update(built[1]["missing_keys"])
+            return built
 
         set_seed(self.recipe.seed)
         return self._build(make).eval(), frozenset(drawn)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,8 +17,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
-from fusetune.redaction import shown
+from fusetune.redaction import printable, shown
 
 logger = logging.getLogger("fusetune")
 
@@ -46,7 +47,7 @@ class Bar:
             return
         self._progress.update(self._task, completed=completed, total=total)
         if text is not None:
-            self._progress.update(self._task, text=text)
+            self._progress.update(self._task, text=printable(text))
 
 
 class _Formatter(logging.Formatter):
@@ -54,6 +55,28 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
+
+
+class _Inert(RenderHook):
+    """Writes out control characters in all that is printed, whatever it came from."""
+
+    def process_renderables(
+        self, renderables: list[ConsoleRenderable]
+    ) -> list[ConsoleRenderable]:
+        """The same, without what would act on the terminal; rich's own codes stay."""
+        return [_InertText(each) for each in renderables]
+
+
+class _InertText:
+    """One renderable of `_Inert`."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._inner, options):
+            own = segment.control
+            yield segment if own else Segment(printable(segment.text), segment.style)
 
 
 class Display:
@@ -68,6 +91,7 @@ class Display:
         self.quiet = quiet
         self.verbose = verbose
         self.console = Console(quiet=quiet, highlight=False)
+        self.console.push_render_hook(_Inert())
 
     def say(self, text: str) -> None:
         """A line for the user, in the log file too."""

@@ -51,7 +51,9 @@ def fuse(context: Context) -> dict[str, Any]:
     for name in recipe.fuse.rows:
         if name in REFERENCES:
             continue  # they look at the test split: the report asks them
-        found = saved(context.folder, name) or _run_method(context, bench, name)
+        found = saved(context.folder, name, context.task.objectives) or _run_method(
+            context, bench, name
+        )
         for row, result in found.rows(name).items():
             results[row] = result
             values = _values_text(result, evaluator.objectives)
@@ -121,7 +123,8 @@ def references(context: Context, bench: Workbench) -> dict[str, FusionResult]:
     """Upper marks chosen on the test split, for the tables alone; never candidates."""
     wanted = [name for name in context.recipe.fuse.rows if name in REFERENCES]
     return {
-        name: saved(context.folder, name) or _run_method(context, bench, name, "test")
+        name: saved(context.folder, name, context.task.objectives)
+        or _run_method(context, bench, name, "test")
         for name in wanted
     }
 

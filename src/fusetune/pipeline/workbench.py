@@ -129,7 +129,8 @@ class Workbench:
         others = shared.evaluations(own) if shared is not None and own is not None else ()
         objectives = self.context.task.objectives
         known_as = f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
-        store = EvaluationStore(own, known_as, others, [o.name for o in objectives])
+        names, rows = [o.name for o in objectives], len(self.context.scorer(split).encoded)
+        store = EvaluationStore(own, known_as, others, names, rows)
         elsewhere = None
         remote = self.context.recipe.executor.kind != "serial"
         if remote and self.evaluations is not None:  # the run's members, not a trial's

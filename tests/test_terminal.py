@@ -1,0 +1,100 @@
+"""Nothing of a file acts on a terminal, and a terminal that is not UTF-8 ends no run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from typer.testing import CliRunner
+
+from fusetune.cli import app
+from fusetune.errors import RunError
+from fusetune.members.claim import claimed
+from fusetune.pipeline.display import Display
+from fusetune.recipe_yaml import read_yaml, write_yaml
+from fusetune.redaction import printable, shown
+
+EVIL = "\x1b]0;PWNED\x07\u202e\x9b2J"
+
+
+def inert(text: str) -> bool:
+    return not any(sign in text for sign in "\x1b\x07\x9b\u202e\u2028\udcff")
+
+
+def test_what_is_printed_is_written_out() -> None:
+    assert inert(printable(EVIL + "\u2028\udcff"))
+    assert printable("a\tb\nc — ü") == "a\tb\nc — ü"
+    assert shown("\udcff").encode() == rb"\udcff"
+
+
+def test_everything_that_a_display_prints_is_inert(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display()
+    table = Table(EVIL)
+    table.add_row(EVIL)
+    display.console.print(table)
+    display.say(EVIL)
+    display.warn(EVIL)
+    with display.bar("fuse", 2) as bar:
+        bar.update(1, text=EVIL)
+    told = capsys.readouterr().out
+    assert inert(told)
+    assert told.count("PWNED") >= 4
+
+
+def test_names_in_a_journal_of_somebody_are_inert(tmp_path: Path) -> None:
+    line = (
+        '{"op_code":0,"worker_id":"x","study_name":"\\u001b]0;PWNED\\u0007","directions":[2]}'
+    )
+    (tmp_path / "trials.journal").write_text(line + "\n")
+    said = CliRunner().invoke(app, ["studies", str(tmp_path)])
+    assert said.exit_code == 0
+    assert inert(said.output)
+    assert "PWNED" in said.output
+
+
+def test_a_card_of_somebody_is_inert(tmp_path: Path) -> None:
+    (tmp_path / "fusion.json").write_text("{}")
+    (tmp_path / "README.md").write_text(f"---\nlibrary_name: x\n---\n# {EVIL}\n")
+    (tmp_path / f"weights{EVIL[:5]}").write_text("")
+    said = CliRunner().invoke(app, ["push", str(tmp_path), "me/x", "--dry-run"])
+    assert said.exit_code == 0, said.output
+    assert inert(said.output)
+    assert "PWNED" in said.output
+
+
+def test_a_shown_recipe_is_inert_and_the_same() -> None:
+    tree = {"task": {"prompt": f"{EVIL} {{{{ q }}}} ü"}}
+    assert inert(write_yaml(tree))
+    assert read_yaml(write_yaml(tree), "it") == tree
+    assert "ü" in write_yaml({"prompt": "ü"})
+
+
+def test_a_run_folder_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    for name in (os.fsdecode(b"x\xff"), "x\x1b[2J", "x\u202e"):
+        with pytest.raises(RunError, match="has a name with control"), \
+                claimed(tmp_path / name, "The run folder"):  # fmt: skip
+            pass
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_terminal_that_is_not_utf8_gets_escapes(encoding: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "task: {data: d, name: '← 東', text: [a], metrics: [accuracy]}\nmodel: {name: m}\n"
+        "search: {trials: 0}\n",
+        encoding="utf-8",
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "fusetune", "recipe", "show", str(recipe)],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr.decode()
+    # Click takes a stream that claims to be ASCII for one of UTF-8 that is set up wrongly.
+    assert rb"\u6771" in said.stdout or (encoding == "ascii" and "東".encode() in said.stdout)
