@@ -197,15 +197,18 @@ def members(
 ) -> None:
     """List checkpoints and say whether, and why not, they can be fused."""
     with errors():
+        import logging
+
         from fusetune.members.pool import inspect
         from fusetune.pipeline.display import Display
         from fusetune.report.members import members_table
 
+        logging.getLogger("fusetune").addHandler(logging.NullHandler())  # notes are printed
         found = inspect(paths, allow_pickle=allow_pickle, own_model=True)
         console = Display().console
         console.print(members_table(found.members))
-        for path in found.incomplete:
-            console.print(shown(f"left out, not complete: {path}"), markup=False)
+        for note in found.notes:
+            console.print(shown(note), markup=False)
         for problem in found.problems:
             console.print(problem, markup=False)
         if not found.compatible:

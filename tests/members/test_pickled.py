@@ -262,3 +262,53 @@ def test_pickled_adapters(tmp_path: Path) -> None:
     for name in pools[0].tensors:
         for i in range(2):
             assert torch.equal(*(pool.load_tensor(i, name) for pool in pools))
+
+
+RECORDS: dict[str, Any] = {
+    "epoch": 3,
+    "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []},
+    "loss": torch.tensor(0.5),
+    "rng_state": torch.get_rng_state(),
+}
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "net"])
+def test_the_loss_beside_the_weights_is_not_the_model(key: str, tmp_path: Path) -> None:
+    for epoch, state in enumerate(states()):
+        torch.save({**RECORDS, key: state}, tmp_path / f"epoch_{epoch}.pt")
+    pool = MemberPool.open(tmp_path, allow_pickle=True)
+    assert set(pool.tensors) == {"embedding.weight", "decoder.bias"}
+    half(pool, Tied())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (RECORDS, r"of tensors it has only loss, rng_state, which are no model's"),
+        ({"loss": torch.tensor(0.5)}, "of tensors it has only loss"),
+        ({"generator": {"w": torch.ones(2)}, "epoch": 1}, "tensors stand under generator, and"),
+        (
+            {"model": {"w": torch.ones(2)}, "state_dict": {"w": torch.ones(2)}},
+            "holds weights in several places: under state_dict, model",
+        ),
+        ({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "holds no weights"),
+        ({"cpu": torch.get_rng_state()}, "holds no weights"),
+    ],
+)
+def test_files_without_a_whole_model_are_said(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    for step in range(2):
+        torch.save(content, tmp_path / f"{step}.pt")
+    found = inspect(tmp_path, allow_pickle=True)
+    assert len(found.errors) == 2
+    assert message in found.problems[0]
+
+
+def test_a_state_that_pytorch_quantised(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    packed = {"0._packed_params._packed_params": (torch.ones(2), None)}
+    for step in range(2):
+        torch.save({**network.state_dict(), **packed}, tmp_path / f"{step}.pt")
+    found = inspect(tmp_path, allow_pickle=True)
+    assert "holds quantised weights (0._packed_params" in found.problems[0]

@@ -23,8 +23,8 @@ Edit = Callable[[Path, Callable[[dict[str, Tensor]], None]], None]
 
 class TestFinding:
     def test_order_is_by_step_not_by_letters(self, bert_members: Path, tmp_path: Path) -> None:
-        for step in (1000, 9, 80):
-            shutil.copytree(bert_members / "step-10", tmp_path / "out" / f"checkpoint-{step}")
+        for step, member in zip((1000, 9, 80), sorted(bert_members.iterdir()), strict=True):
+            shutil.copytree(member, tmp_path / "out" / f"checkpoint-{step}")
         expected = ("checkpoint-9", "checkpoint-80", "checkpoint-1000")
         folders = [tmp_path / "out" / name for name in sorted(expected)]
         for paths in (tmp_path / "out", str(tmp_path / "out" / "checkpoint-*"), folders):
@@ -42,10 +42,10 @@ class TestFinding:
     ) -> None:
         out = tmp_path / "out"
         shutil.copytree(bert_members / "step-10", out)
-        for step in (5, 10):
-            shutil.copytree(bert_members / "step-20", out / f"checkpoint-{step}")
+        for step in (10, 20):
+            shutil.copytree(bert_members / f"step-{step}", out / f"checkpoint-{step}")
         shutil.copytree(bert_members / "step-20", out / "2_Dense")
-        assert MemberPool.open(out).names == ("checkpoint-5", "checkpoint-10")
+        assert MemberPool.open(out).names == ("checkpoint-10", "checkpoint-20")
 
     def test_the_step_of_the_trainer_s_state_goes_before_the_name(
         self, copied_members: Path
@@ -57,8 +57,8 @@ class TestFinding:
         self, bert_members: Path, tmp_path: Path
     ) -> None:
         folders = [tmp_path / name for name in ("last", "best", "first")]
-        for folder in folders:
-            shutil.copytree(bert_members / "step-10", folder)
+        for folder, member in zip(folders, sorted(bert_members.iterdir()), strict=True):
+            shutil.copytree(member, folder)
         assert MemberPool.open(folders).names == ("last", "best", "first")
         assert MemberPool.open(f"{tmp_path}/*").names == ("best", "first", "last")
 
@@ -262,8 +262,8 @@ class TestManifest:
         for member in plain.members:
             write_manifest(member.path, step=100 - (member.step or 0), epoch=0)
         declared = MemberPool.open(copied_members)
-        assert [m.step for m in declared.members] == [70, 80, 90]
-        assert [m.sha256 for m in declared.members] == [m.sha256 for m in plain.members[::-1]]
+        assert [m.step for m in declared.members] == [10, 20, 30]  # the folders' numbers
+        assert [m.sha256 for m in declared.members] == [m.sha256 for m in plain.members]
 
     def test_a_file_of_another_size_is_damaged(self, copied_members: Path, edit: Edit) -> None:
         folder = copied_members / "step-10"

@@ -28,9 +28,10 @@ import regex
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter_keys import Keys, base_name, holds_peft, sort_keys
+from fusetune.members.checkpoints.steps import step_of
 from fusetune.members.header import TensorInfo, read_header
 from fusetune.members.manifest import Manifest, read_manifest
-from fusetune.members.member import Member, check_sizes, read_json, step_of
+from fusetune.members.member import Member, check_sizes, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -152,7 +153,7 @@ class AdapterMember(Member):
         plain = home / "config.json"
         return cls(
             path=path,
-            step=manifest.step if manifest else step_of(path),
+            step=step_of(path, manifest),
             tensors=tensors,
             config=read_json(plain) if plain.exists() else {},
             files=files,
@@ -204,7 +205,7 @@ def of_peft(member: Member) -> Member:
     if not holds_peft(member.tensors):
         return member
     opened = AdapterMember.of(member.path, member.tensors, member.files, member.manifest)
-    return replace(opened, step=member.step)
+    return replace(opened, step=member.step, copy=member.copy, foreign=member.foreign)
 
 
 def _check_kind(path: Path, config: Mapping[str, Any], keys: Keys) -> None:

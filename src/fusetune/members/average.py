@@ -188,6 +188,8 @@ def build(
     So they are if the memory is not there after all. Of a model that is spread over processes,
     each has its own rows, in the form of the plan.
     """
+    if isinstance(pool, MemberPool):
+        pool.take_names_of(model)
     device = torch.device(device)
     dispatched = is_dispatched(model)
     stays = dispatched or is_sharded(model)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import glob
-import logging
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusetune.errors import MemberError
 from fusetune.members import formats
+from fusetune.members.adapter import is_adapter
+from fusetune.members.checkpoints.steps import STATE, is_numbered
 from fusetune.members.fetch import fetch, find_elsewhere, is_url
 from fusetune.members.manifest import MANIFEST
 from fusetune.members.member import INDEX, SINGLE, looks_like_member
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINT = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -28,12 +25,22 @@ class Found:
 
     Attributes:
         folders: In natural order of their names (checkpoint-9 before checkpoint-10), or in
-            the order in which they were listed; each once.
-        incomplete: Folders left out because their member.json was never written.
+            the order in which they were listed; each once. Weights in one file may be a file.
+        incomplete: What looks like a checkpoint and was left out → why.
+        repeated: Paths and links to a folder that was named already → that folder.
     """
 
     folders: tuple[Path, ...]
-    incomplete: tuple[Path, ...]
+    incomplete: Mapping[Path, str]
+    repeated: Mapping[Path, Path]
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """Paths as members, and as what was left out with the reason."""
+
+    members: list[Path] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
 
 def find_members(paths: Paths) -> Found:
@@ -42,29 +49,40 @@ def find_members(paths: Paths) -> Found:
     Args:
         paths: A glob, a folder that contains members (a Trainer's output folder, a run
             folder or its `members/`), one member, a URL of these (see `fetch`), or a list of
-            any. Names that begin with a dot are temporary and left out.
+            any. What a pattern or a folder has beside them and what is no checkpoint at all is
+            passed over; checkpoints that were not written to their end are told.
 
     Raises:
         MemberError: If a path does not exist or nothing is found.
     """
     given = _here([paths] if isinstance(paths, str | Path) else list(paths))
+    expanded = [_expand(Path(path).expanduser()) for path in given]
+    named = [member for found in expanded for member in found.members]
     folders: dict[Path, Path] = {}
-    incomplete: dict[Path, Path] = {}
-    for path in given:
-        found = _expand(Path(path).expanduser())
-        explicit = len(found) == 1 and found[0] == Path(path).expanduser()
-        whole, partial = (found, []) if explicit else _without_incomplete(found)
-        folders |= {p.resolve(): p for p in whole if p.resolve() not in folders}
-        incomplete |= {p.resolve(): p for p in partial}
-    for path in incomplete.values():
-        logger.warning("%s is left out: it has no %s, so it is incomplete.", path, MANIFEST)
+    for member in named:
+        place = member.resolve()
+        if folders.setdefault(place, member).is_symlink():  # its own name rather than a link's
+            folders[place] = member
+    repeated: dict[Path, Path] = {}
+    for place, first in folders.items():
+        others = [member for member in named if member.resolve() == place]
+        others.remove(first)
+        repeated |= dict.fromkeys(others, first)
+    unfinished: dict[Path, tuple[Path, str]] = {}
+    for found in expanded:
+        for folder, why in found.left_out.items():
+            if folder.resolve() not in folders:
+                unfinished.setdefault(folder.resolve(), (folder, why))
+    left_out = dict(unfinished.values())
     if not folders:
+        listed = "".join(f"\n  {path} is left out: {why}" for path, why in left_out.items())
         raise MemberError(
-            f"No checkpoint in {', '.join(str(p) for p in given) or 'an empty list'}.",
+            f"No checkpoint in {', '.join(str(p) for p in given) or 'an empty list'}."
+            + (listed and listed + "\n"),
             hint="Give folders with model.safetensors, a glob such as 'out/checkpoint-*', "
             "or the folder that contains them.",
         )
-    return Found(tuple(folders.values()), tuple(incomplete.values()))
+    return Found(tuple(folders.values()), left_out, repeated)
 
 
 def _here(given: Sequence[str | Path]) -> list[str | Path]:
@@ -85,11 +103,11 @@ def natural(path: Path) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if i % 2 else (1, part) for i, part in enumerate(parts))
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path) -> _Sorted:
     if path.is_dir():
         return _inside(path)
-    if path.is_file() and formats.looks_like(path):
-        return [path]
+    if path.is_file() and (formats.looks_like(path) or formats.has_usual_name(path)):
+        return _Sorted([_home(path)])
     if path.exists():
         raise MemberError(
             f"{path} is a file; a checkpoint is a folder.", hint=f"Give {path.parent}."
@@ -97,39 +115,100 @@ def _expand(path: Path) -> list[Path]:
     if not glob.has_magic(str(path)):
         raise MemberError(f"{path} does not exist.", hint="Check the path.")
     matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-    return _members(matches)
+    return _sorted(matches)
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path) -> _Sorted:
     """The members in a folder, or the folder itself if it is one."""
     if (folder / "members").is_dir() and not _has_weights(folder):
         return _inside(folder / "members")
-    inside = _members(folder.iterdir())
-    if looks_like_member(folder):
+    is_member = looks_like_member(folder)
+    is_checkpoint = is_numbered(folder.name) or (folder / STATE).is_file()
+    if not is_member and is_checkpoint and (adapter := _named_adapter(folder)):
+        return _Sorted([adapter])
+    inside = list(folder.iterdir())
+    if is_member:
         # A Trainer's output folder has the last model beside its checkpoints; another
         # model's sub-folder (a sentence-transformers module) is no checkpoint.
-        inside = [p for p in inside if CHECKPOINT.fullmatch(p.name)]
-    return inside or [folder]
+        inside = [p for p in inside if is_numbered(p.name)]
+    found = _sorted(inside)
+    found.left_out.pop(folder, None)  # named by itself, it is opened, and refused there
+    if not found.members and (is_member or not found.left_out):
+        found.members.append(folder)
+    return found
 
 
-def _members(paths: Iterable[Path]) -> list[Path]:
-    """Those that look like members, in natural order; single files where there is no folder.
+def _sorted(paths: Iterable[Path]) -> _Sorted:
+    """Members and what was left out, in natural order; single files if there is no folder.
 
     A file beside folders of checkpoints is anything, most often what a script left there.
+    Where some members of a parent folder have a manifest, those without are unfinished.
     """
-    found = sorted((p for p in paths if _visible(p) and looks_like_member(p)), key=natural)
-    return [p for p in found if p.is_dir()] or found
+    result = _Sorted()
+    there = sorted(paths, key=natural)
+    for path in _with_homes(there):
+        if why := formats.is_unfinished(path):
+            result.left_out[path] = why
+        elif path.name.startswith("."):
+            continue
+        elif looks_like_member(path):
+            result.members.append(path)
+        elif path.is_dir() and (adapter := _named_adapter(path)):
+            result.members.append(adapter)
+        elif why := formats.lacks_weights(path):
+            result.left_out[path] = why
+    folders = [path for path in result.members if path.is_dir()]
+    adapters = {path.name for path in folders if path not in there and path.parent in there}
+    collected = {path.parent for path in folders if (path / MANIFEST).exists()}
+    for path in folders:
+        if path in there and path.name in adapters:
+            result.left_out[path] = "the checkpoints beside it have an adapter of this name"
+        elif path.parent in collected and not (path / MANIFEST).exists():
+            result.left_out[path] = f"it has no {MANIFEST}"
+    if folders:
+        result.members = [path for path in folders if path not in result.left_out]
+    return result
 
 
-def _without_incomplete(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Where some members of a parent folder have a manifest, those without are unfinished."""
-    collected = {p.parent for p in folders if (p / MANIFEST).exists()}
-    unfinished = [p for p in folders if p.parent in collected and not (p / MANIFEST).exists()]
-    return [p for p in folders if p not in unfinished], unfinished
+def _with_homes(paths: Sequence[Path]) -> list[Path]:
+    """The same with the folders of model.safetensors, of shards and the like in their place.
+
+    Where a folder has files with names of their own, each of its files is a model by itself.
+    """
+    own = {
+        path.parent
+        for path in paths
+        if path.is_file() and formats.looks_like(path) and not formats.has_usual_name(path)
+    }
+    found = (
+        path.parent
+        if path.is_file()
+        and formats.has_usual_name(path)
+        and (path.parent not in own or not formats.looks_like(path))
+        else path
+        for path in paths
+    )
+    return list(dict.fromkeys(found))
 
 
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+def _named_adapter(folder: Path) -> Path | None:
+    """The adapter in a checkpoint's sub-folder, where PEFT saves one that has a name.
+
+    Raises:
+        MemberError: If there are several.
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and is_adapter(path))
+    if len(found) > 1:
+        raise MemberError(
+            f"{folder} holds {len(found)} adapters: {', '.join(p.name for p in found)}.",
+            hint=f"Give one of them: '{folder.parent}/*/{found[0].name}'.",
+        )
+    return found[0] if found else None
+
+
+def _home(file: Path) -> Path:
+    """The folder of a file that has the name of a whole model or adapter; else the file."""
+    return file.parent if formats.has_usual_name(file) else file
 
 
 def _has_weights(path: Path) -> bool:

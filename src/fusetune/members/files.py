@@ -26,17 +26,23 @@ class FileSource:
 
     Args:
         members: Compatible with one another.
+        places: Name of a tensor → its name in the files, of those that are taken; by default
+            all, under the names that they have.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(
+        self, members: Sequence[Member], places: Mapping[str, str] | None = None
+    ) -> None:
         self.members = tuple(members)
+        self._places = dict(places or {})
+        self._tensors = {name: self._info(0, name) for name in sorted(self._places)}
         self._handles: dict[Path, Any] = {}
         self._files: dict[Path, FileIO] = {}
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Those of the first member; the others have the same."""
-        return self.members[0].tensors
+        return self._tensors or self.members[0].tensors
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -65,12 +71,12 @@ class FileSource:
         Raises:
             MemberError: If the file cannot be read any more.
         """
-        info = self.members[index].tensors[name]
-        file = info.file
+        info = self._info(index, name)
+        file, key = info.file, info.key or self._places.get(name, name)
         try:
             if file not in self._handles:
                 self._handles[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._handles[file].get_tensor(info.key or name)
+            tensor: Tensor = self._handles[file].get_tensor(key)
         except Exception as error:  # safetensors has no public base for its errors
             raise _unreadable(file, error) from error
         return tensor
@@ -81,7 +87,7 @@ class FileSource:
         Raises:
             MemberError: If the file has become shorter, or cannot be read any more.
         """
-        info = self.members[index].tensors[name]
+        info = self._info(index, name)
         data = out.view(torch.uint8).numpy().data
         offset = info.offset + part.start * info.dtype.itemsize
         try:
@@ -96,11 +102,14 @@ class FileSource:
 
     def read(self, index: int, name: str) -> Tensor:
         """A whole tensor in memory of its own, of which no file stays mapped."""
-        info = self.members[index].tensors[name]
+        info = self._info(index, name)
         tensor = torch.empty(info.shape, dtype=info.dtype)
         if info.numel:
             self.read_part(index, name, slice(0, info.numel), tensor.view(-1))
         return tensor
+
+    def _info(self, index: int, name: str) -> TensorInfo:
+        return self.members[index].tensors[self._places.get(name, name)]
 
     def _file(self, path: Path) -> FileIO:
         if path not in self._files:
@@ -109,7 +118,7 @@ class FileSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files stay in their process.
-        return {"members": self.members, "_handles": {}, "_files": {}}
+        return {**self.__dict__, "_handles": {}, "_files": {}}
 
 
 def _unreadable(file: Path, error: Exception) -> MemberError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusetune.errors import MemberError
+from fusetune.members.checkpoints.steps import is_numbered
 
 ADAPTER = "adapter_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -17,11 +18,28 @@ WHOLE = ("pytorch_model.bin", "pytorch_model_fsdp.bin")
 """Of Transformers and of DeepSpeed's zero_to_fp32.py; of FSDP's full state dict."""
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+SAFETENSORS = ".safetensors"
 GGUF = ".gguf"
+SHARD = re.compile(r".+-[0-9]+-of-[0-9]+\.(safetensors|bin)")
+USUAL = (
+    *WHOLE,
+    PICKLED_INDEX,
+    ADAPTER,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
+"""Names of weights that make the folder around them a checkpoint."""
+
+UNFINISHED = re.compile(
+    r"\.?(tmp|temp)[-_.].+|.+[-_.](tmp|temp|partial|incomplete)|.+\.(part|new|tmp\w*)|.+~"
+)
+"""Names that programs give to what they are still writing."""
+
 BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args|dl_state_dict"
     r"|custom_checkpoint|zero_pp_rank|bf16_zero|fp16_zero|mp_rank|meta\.pt|.+_rank_?\d"
-    r"|.+_optim_states|.+_model_states|pytorch_model-\d+-of-\d+)"
+    r"|.+_optim_states|.+_model_states|.+-\d+-of-\d+\.)"
 )
 """Names of files beside the weights, and of parts of weights."""
 
@@ -34,7 +52,7 @@ CONSENT = (
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Weights in another format than safetensors.
+    """Weights in another format than safetensors, or in a safetensors file by itself.
 
     Attributes:
         format: How they are read.
@@ -43,14 +61,17 @@ class Foreign:
         adapter: Whether they are an adapter of PEFT.
     """
 
-    format: Literal["pickle", "gguf"]
+    format: Literal["pickle", "gguf", "safetensors"]
     files: tuple[Path, ...]
     index: Path | None = None
     adapter: bool = False
 
 
 def find(path: Path) -> Foreign | None:
-    """The weights at a path, a file or a folder; None if it has none in another format."""
+    """The weights at a path, a file or a folder; None if a folder is to be read as it is.
+
+    That is one with model.safetensors, shards and their index, or with nothing.
+    """
     if path.is_file():
         return _file(path)
     if not path.is_dir():
@@ -60,16 +81,30 @@ def find(path: Path) -> Foreign | None:
             return Foreign("pickle", (path / name,))
         if (path / name).is_dir():  # zero_to_fp32.py makes a folder of that name
             return find(path / name)
-    shards = tuple(sorted(path.glob("pytorch_model-*-of-*.bin")))
-    if shards or (path / PICKLED_INDEX).is_file():
+    if (path / PICKLED_INDEX).is_file():
+        shards = tuple(sorted(path.glob("pytorch_model-*-of-*.bin")))
         return Foreign("pickle", shards, path / PICKLED_INDEX)
     if (path / ADAPTER).is_file():
         return Foreign("pickle", (path / ADAPTER,), adapter=True)
-    single = [*path.glob("model*.pt"), *path.glob("model*.pth")]
-    ggufs = list(path.glob(f"*{GGUF}"))
-    if len(single) == 1:
-        return Foreign("pickle", (single[0],))
-    return Foreign("gguf", (ggufs[0],)) if len(ggufs) == 1 and not single else None
+    return _single(path)
+
+
+def _single(folder: Path) -> Foreign | None:
+    """The one file of weights in a folder; of several, which is meant cannot be known."""
+    there = sorted(file for file in folder.iterdir() if file.is_file())
+    files = [file for file in there if not BESIDE.match(file.name)]
+    pickles = [
+        file
+        for file in files
+        if (file.suffix in (".pt", ".pth") and file.name.startswith("model"))
+        or (file.suffix in PICKLES and is_numbered(folder.name))
+    ]
+    safe = [file for file in files if file.suffix == SAFETENSORS]
+    ggufs = [file for file in files if file.suffix == GGUF]
+    for found in (safe, pickles, ggufs):
+        if found:
+            return _file(found[0]) if len(found) == 1 else None
+    return None
 
 
 def looks_like(path: Path) -> bool:
@@ -89,10 +124,55 @@ def require_whole(path: Path) -> None:
         raise MemberError(f"{path} holds {what}, which are no whole model.", command)
 
 
+def has_usual_name(file: Path) -> bool:
+    """Whether a file's name is one that makes the folder around it a checkpoint."""
+    return file.name in USUAL or SHARD.fullmatch(file.name) is not None
+
+
+def is_unfinished(path: Path) -> str | None:
+    """Why a path is a checkpoint that is being written, or was cut off at it; told by names."""
+    if path.is_symlink() and not path.exists():
+        return "it is a link to nothing"
+    if not UNFINISHED.fullmatch(path.name):
+        return None
+    if path.is_dir():
+        begun = looks_like(path) or _usual(path) or lacks_weights(path) is not None
+    else:
+        parts = {f".{part.strip('~')}" for part in path.name.split(".")[1:]}
+        begun = not parts.isdisjoint({SAFETENSORS, GGUF, *PICKLES})
+    return "its name is that of a checkpoint that is still being written" if begun else None
+
+
+def lacks_weights(path: Path) -> str | None:
+    """Why a folder that looks like a checkpoint is none; None if it does not look like one."""
+    if not path.is_dir() or _usual(path):
+        return None
+    names = sorted(file.name for file in path.iterdir())
+    shard = next((name for name in names if SHARD.fullmatch(name)), None)
+    unfinished = next((name for name in names if is_unfinished(path / name)), None)
+    if shard is not None:
+        return f"it holds shards without their index ({shard})"
+    if unfinished is not None:
+        return f"its weights have the name of a file that is still being written ({unfinished})"
+    if "trainer_state.json" in names or any(BESIDE.match(name) for name in names):
+        return "it holds the state of a training, and no weights"
+    if "config.json" in names or "adapter_config.json" in names:
+        return "it holds a configuration, and no weights"
+    return "it holds no weights" if is_numbered(path.name) else None
+
+
+def _usual(folder: Path) -> bool:
+    return any((folder / name).exists() for name in USUAL)
+
+
 def _file(path: Path) -> Foreign | None:
     if path.suffix == GGUF:
         return Foreign("gguf", (path,))
-    fits = path.suffix in PICKLES and not BESIDE.match(path.name)
+    if BESIDE.match(path.name):
+        return None
+    if path.suffix == SAFETENSORS:
+        return Foreign("safetensors", (path,))
+    fits = path.suffix in PICKLES
     return Foreign("pickle", (path,), adapter=path.name == ADAPTER) if fits else None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusetune.errors import MemberError
+from fusetune.members.checkpoints.wrappers import inside_wrappers, without_marks
 from fusetune.members.header import TensorSpec
 from fusetune.members.member import Member, Members
 from fusetune.members.points import OwnModel, Point
@@ -36,11 +37,12 @@ def is_sharded(model: nn.Module) -> bool:
 def own_state(model: nn.Module) -> dict[str, Any]:
     """The model's state as this process holds it: its own rows of parameters that are spread.
 
-    Writing into the tensors changes the model.
+    The names are those of the network inside of its wrappers. Writing into the tensors changes
+    the model.
     """
-    state = model.state_dict(keep_vars=True)
+    state = inside_wrappers(model).state_dict(keep_vars=True)
     own = {id(v): v.detach().to_local() for v in state.values() if _spread(v)}
-    return {name: own.get(id(value), value) for name, value in state.items()}
+    return {without_marks(name): own.get(id(value), value) for name, value in state.items()}
 
 
 def give_up_gathered(model: nn.Module) -> None:

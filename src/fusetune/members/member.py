@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fusetune.errors import MemberError
 from fusetune.members import formats
+from fusetune.members.checkpoints.steps import checkpoint_of, step_of
 from fusetune.members.disk import file_sha256, regular
 from fusetune.members.header import TensorInfo, TensorSpec, read_header
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
@@ -22,6 +23,12 @@ from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"
+QUANTISED = re.compile(
+    r"(.+\.)?(qweight|qzeros|SCB|(nested_)?absmax|(nested_)?quant_map|weight_packed"
+    r"|weight_scale(_inv)?|quant_state\..+)"
+)
+"""Names of what quantised layers keep beside a weight or in its place: of bitsandbytes, GPTQ,
+AWQ, compressed-tensors and FP8."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,16 @@ class Member:
 
     Attributes:
         path: The folder; of another format than safetensors, it may be a file.
-        step: Optimiser step at which it was taken, if known.
+        step: Optimiser step at which it was taken, if known; see `steps.step_of`.
         tensors: Tensor name → dtype, shape and file, ordered by name.
         config: config.json, or empty if there is none.
         files: Weight files, without the index of shards.
         manifest: member.json, if the checkpoint has one.
         copy: Folder of a copy as safetensors, which `tensors` are in, of another format.
         pretrained: Whether it is the model that the training began with, no checkpoint of it.
+        lightning: Whether it is the state dict of a Lightning module, its network in it.
+        foreign: Weights that were only looked at: they have to be copied as safetensors before
+            an average can read them.
     """
 
     path: Path
@@ -47,6 +57,8 @@ class Member:
     manifest: Manifest | None = None
     copy: Path | None = None
     pretrained: bool = False
+    lightning: bool = False
+    foreign: formats.Foreign | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Member:
@@ -76,17 +88,17 @@ class Member:
             tensors |= {f"{folder}/{key}": replace(i, key=key) for key, i in inner.items()}
         return cls(
             path=path,
-            step=manifest.step if manifest else step_of(path),
+            step=step_of(path, manifest),
             tensors=dict(sorted(tensors.items())),
             config=read_json(path / "config.json") if (path / "config.json").exists() else {},
             files=tuple(sorted(shards)),
             manifest=manifest,
         )
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The name of its folder or file, or of the checkpoint's folder around that."""
+        return (self.path if self.pretrained else checkpoint_of(self.path)).name
 
     @property
     def loadable(self) -> Path:
@@ -182,20 +194,6 @@ def looks_like_member(path: Path) -> bool:
     return any((path / name).exists() for name in names) or formats.looks_like(path)
 
 
-def step_of(path: Path) -> int | None:
-    """The training step of a checkpoint: of its `trainer_state.json`, else its name's end."""
-    state = path / "trainer_state.json"
-    if state.exists():
-        try:
-            step = read_json(state)["global_step"]
-        except (MemberError, KeyError):
-            step = None
-        if isinstance(step, int) and 0 <= step < 2**63:
-            return step
-    match = re.search(r"([0-9]{1,18})$", path.stem if path.is_file() else path.name)
-    return int(match[1]) if match else None
-
-
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:
     """Weight file → the names to take from it, None for all."""
     if (path / SINGLE).exists():
@@ -236,6 +234,24 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
             raise _damaged(path, f"lacks {name}, which {MANIFEST} lists")
         if size != record.bytes:
             raise _damaged(file, f"has {size:,} bytes; {MANIFEST} says it had {record.bytes:,}")
+
+
+def require_unquantised(member: Member) -> None:
+    """Refuse a whole model of quantised weights, whose levels cannot be averaged.
+
+    Raises:
+        MemberError: With one of the tensors that tell.
+    """
+    section = member.config.get("quantization_config")
+    for name, info in member.tensors.items():
+        packed = section and name.endswith(".weight") and not info.dtype.is_floating_point
+        if packed or QUANTISED.fullmatch(name):
+            raise MemberError(
+                f"{member.path} holds quantised weights ({name}, {info}), whose levels cannot "
+                "be averaged.",
+                hint="Save the members in float32, bfloat16 or float16, or fuse the adapters "
+                "that were trained on the quantised model.",
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,11 +20,21 @@ from torch import Tensor
 from fusetune.errors import MemberError
 from fusetune.members.header import DTYPES
 
-NESTED = ("state_dict", "model_state_dict", "model", "module")
+NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "network",
+    "net",
+    "weights",
+)
 """Under which key training programs put the weights beside optimiser and counters."""
 
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-INSIDE = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+RECORD = re.compile(r"(.+_)?(loss|accuracy|metric|score|rng_state)")
+"""Names of tensors that a training program notes beside, or instead of, a model's."""
+
 LIGHTNING = "pytorch-lightning_version"
 STEPS = ("global_step", "global_steps", "step")
 
@@ -34,44 +44,85 @@ class Pickled:
     """What a file holds.
 
     Attributes:
-        tensors: Name → tensor, mapped from the file where its make allows that; of tied
-            ones, the first.
+        tensors: Name in the file → tensor, mapped from the file where its make allows that; of
+            tied ones, the first.
         step: Optimiser steps done, where the file says it.
+        lightning: Whether Lightning wrote it, of a module with a network in it.
     """
 
     tensors: Mapping[str, Tensor]
     step: int | None
+    lightning: bool
 
 
 def read(file: Path) -> Pickled:
-    """The weights of a file.
+    """The weights of a file, under the names that it gives them.
 
-    Names lose what wrappers put before them: "module.", "_orig_mod.", and, of a Lightning
-    checkpoint whose module keeps its network as `self.model`, "model.".
+    They are looked for under the usual keys first: the tensors of a training's record, its loss
+    or the state of a generator, are no model.
 
     Raises:
         MemberError: If the file holds other things than weights_only allows, no weights, or
-            cannot be read.
+            weights in several places, or cannot be read.
     """
     content = _load(file)
-    weights, step = content, None
-    lightning = isinstance(content, Mapping) and LIGHTNING in content
-    while isinstance(weights, Mapping) and not _has_tensors(weights):
-        counts = (weights.get(key) for key in STEPS)
-        step = next((n for n in counts if isinstance(n, int)), step)
-        inner = (weights.get(key) for key in NESTED)
-        weights = next((found for found in inner if isinstance(found, Mapping)), None)
-    if not isinstance(weights, Mapping):
-        raise MemberError(
-            f"{file} holds no weights: neither tensors under their names, nor any under "
-            f"{', '.join(NESTED)}.",
-            "Save the model's state_dict().",
-        )
+    weights, step = _find_weights(file, content)
     tensors = {str(n): t.detach() for n, t in weights.items() if isinstance(t, Tensor)}
-    tensors = _unwrapped(tensors, lightning=lightning)
+    records = sorted(name for name in tensors if RECORD.fullmatch(name))
+    tensors = {name: t for name, t in tensors.items() if name not in records}
+    integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if all(tensor.dtype in integers for tensor in tensors.values()):
+        raise _without_weights(file, content, records)
+    if packed := next((n for n in weights if "_packed_params" in str(n)), None):
+        raise MemberError(
+            f"{file} holds quantised weights ({packed}), whose levels cannot be averaged.",
+            "Save the model as it was before it was quantised.",
+        )
     for name, tensor in tensors.items():
         _check(file, name, tensor)
-    return Pickled(_without_ties(tensors), step)
+    lightning = isinstance(content, Mapping) and LIGHTNING in content
+    return Pickled(_without_ties(tensors), step, lightning)
+
+
+def _find_weights(file: Path, content: Any) -> tuple[Mapping[Any, Any], int | None]:
+    """The mapping with the weights, of those in one another; the step that stands beside it."""
+    if not isinstance(content, Mapping):
+        return {}, None
+    counts = (content.get(key) for key in STEPS)
+    step = next((n for n in counts if isinstance(n, int)), None)
+    inside = {
+        key: _find_weights(file, content[key])
+        for key in NESTED
+        if isinstance(content.get(key), Mapping)
+    }
+    inside = {key: found for key, found in inside.items() if found[0]}
+    if len(inside) > 1:
+        raise MemberError(
+            f"{file} holds weights in several places: under {', '.join(inside)}.",
+            "Save one model's state_dict() by itself.",
+        )
+    for weights, inner_step in inside.values():
+        return weights, step if inner_step is None else inner_step
+    return (content if _has_tensors(content) else {}), step
+
+
+def _without_weights(file: Path, content: Any, records: Sequence[str]) -> MemberError:
+    """What the file has in their place."""
+    others: list[str] = []
+    if isinstance(content, Mapping):
+        others = [
+            str(key)
+            for key, value in content.items()
+            if isinstance(value, Mapping) and _has_tensors(value)
+        ]
+    if records:
+        what = f"of tensors it has only {', '.join(records)}, which are no model's"
+    elif others:
+        what = f"tensors stand under {', '.join(others)}, and weights are looked for under "
+        what += ", ".join(NESTED)
+    else:
+        what = "neither tensors under their names, nor any under " + ", ".join(NESTED)
+    return MemberError(f"{file} holds no weights: {what}.", "Save the model's state_dict().")
 
 
 def _load(file: Path) -> Any:
@@ -108,18 +159,6 @@ def _refused(file: Path, said: str) -> MemberError:
 
 def _has_tensors(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in content.values())
-
-
-def _unwrapped(tensors: dict[str, Tensor], *, lightning: bool) -> dict[str, Tensor]:
-    for part in INSIDE:
-        tensors = {name.replace(part, ""): tensor for name, tensor in tensors.items()}
-    prefixes = [*WRAPPERS, *WRAPPERS]  # each may be around the other
-    if lightning:
-        prefixes = [*prefixes, "model.", *WRAPPERS]
-    for prefix in prefixes:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _check(file: Path, name: str, tensor: Tensor) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusetune.errors import MemberError
-from fusetune.members import formats
 from fusetune.members.adapter import AdapterMember
 from fusetune.members.adapter_compare import adapter_errors
 from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.base import Base, BaseModel, base_of
 from fusetune.members.base_load import load_base
+from fusetune.members.binding import listed
+from fusetune.members.checkpoints.copies import find_copies
+from fusetune.members.checkpoints.wrappers import places_in
 from fusetune.members.companions import check_parts
 from fusetune.members.compare import differences, mismatch
 from fusetune.members.conversion import Conversion, open_member
@@ -28,6 +31,8 @@ from fusetune.members.fit import check_fits_its_model
 from fusetune.members.header import TensorSpec
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from fusetune.members.member import Member, Source
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "MANIFEST",
@@ -48,7 +53,8 @@ class Inspection:
     Attributes:
         members: The checkpoints that can be read, in order of trajectory and training step.
         errors: Why they, or others that cannot be read, cannot be fused; empty if they can.
-        incomplete: Folders whose writing never ended; left out.
+        incomplete: Checkpoints whose writing never ended; left out.
+        notes: Why they are, and which paths and copies count once, a sentence each.
         model: Class of Transformers whose tensors the members have; empty where their files
             name none, or nobody asked. Of adapters, that of their base model.
         unchecked: Why it is not known whether adapters fit their base model: it is not named,
@@ -58,6 +64,7 @@ class Inspection:
     members: tuple[Member, ...]
     errors: tuple[MemberError, ...]
     incomplete: tuple[Path, ...]
+    notes: tuple[str, ...]
     model: str = ""
     unchecked: str = ""
 
@@ -119,7 +126,7 @@ class MemberPool:
         inspection = inspect(paths, allow_pickle=allow_pickle)
         if inspection.errors:
             raise inspection.errors[0]
-        if all(f.suffix == ".safetensors" for m in inspection.members for f in m.files):
+        if all(member.foreign is None for member in inspection.members):
             return cls(inspection.members, base)
         return cls.of([m.path for m in inspection.members], base, allow_pickle, copies)
 
@@ -133,7 +140,7 @@ class MemberPool:
     ) -> MemberPool:
         """The members at these places, in their order; see `open`."""
         temporary = None
-        if copies is None and any(formats.find(path) for path in places):
+        if copies is None:
             temporary = TemporaryDirectory(prefix="fusetune-")
             copies = temporary.name
         conversion = Conversion(Path(copies) if copies else None, allow_pickle=allow_pickle)
@@ -144,6 +151,31 @@ class MemberPool:
         """A pool with one member more, which fits; the base of adapters is shared."""
         base = None if self.adapters is None else self.adapters.base
         return MemberPool((*self.members, member), base).keeping(*self._kept)
+
+    def take_names_of(self, model: nn.Module) -> None:
+        """Call the tensors as a model does that is a part of what the checkpoints hold.
+
+        That is the network in a Lightning module's state dict, or one whose names looked like
+        a wrapper's; nothing changes where the names are the model's own. What stands beside
+        the network is left out, with a word, if no training changed it or Lightning wrote it.
+
+        Raises:
+            MemberError: If the checkpoints have the model more than once.
+        """
+        first, source = self.members[0], self._source
+        if not isinstance(source, FileSource) or (first.config and not first.lightning):
+            return
+        places = places_in(model, source.tensors)
+        beside = source.tensors.keys() - places.values()
+        changed = beside - source.constant if beside and not first.lightning else frozenset()
+        if not places or changed:
+            return
+        if beside:
+            logger.warning(
+                "%s stand beside the model in the checkpoints and are left out.",
+                listed(sorted(beside)),
+            )
+        self._source = FileSource(self.members, places)
 
     def keeping(self, *things: object) -> MemberPool:
         """The pool itself, which keeps things alive as long as it lives."""
@@ -270,6 +302,9 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
             members.append(open_member(folder, looking))
         except MemberError as error:
             errors.append(error)
+    copies = find_copies(members)
+    members = [member for member in members if member.path not in copies]
+    repeated = {**found.repeated, **{path: first.path for path, first in copies.items()}}
     if all(member.step is not None for member in members):
         members.sort(key=lambda member: (member.trajectory or 0, member.step or 0))
     if any(isinstance(member, AdapterMember) for member in members):
@@ -284,9 +319,10 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
         except MemberError as error:
             errors.append(error)
     if not errors and len(members) < 2:
+        others = ", which is all that the paths lead to" if repeated else ""
         errors.append(
             MemberError(
-                f"Fusing needs at least two checkpoints; found one: {members[0].path}.",
+                f"Fusing needs at least two checkpoints; found one: {members[0].path}{others}.",
                 hint="Save more checkpoints in training, or give the folder of all of them.",
             )
         )
@@ -299,7 +335,22 @@ def inspect(paths: Paths, *, allow_pickle: bool = False, own_model: bool = False
                 model = check_fits_its_model(members[0])
         except MemberError as error:
             errors.append(error)
-    return Inspection(tuple(members), tuple(errors), found.incomplete, model, unchecked)
+    notes = tuple(_notes(found.incomplete, repeated))
+    for note in notes:
+        logger.warning("%s", note)
+    return Inspection(
+        tuple(members), tuple(errors), tuple(found.incomplete), notes, model, unchecked
+    )
+
+
+def _notes(left_out: Mapping[Path, str], repeated: Mapping[Path, Path]) -> Iterator[str]:
+    for path, why in left_out.items():
+        yield f"{path} is left out: {why}."
+    for path, first in repeated.items():
+        if path == first:
+            yield f"{path} is given twice and counts once."
+        else:
+            yield f"{path} is the same model as {first}: they count once."
 
 
 def check_fit_their_base(

@@ -26,6 +26,7 @@ from fusetune.members.adapter import WEIGHTS
 from fusetune.members.adapter_keys import sort_keys
 from fusetune.members.base import base_sha256, is_peft
 from fusetune.members.base_load import unread_names
+from fusetune.members.checkpoints.wrappers import without_wrappers
 from fusetune.members.disk import replaced_folder, require_space
 from fusetune.members.fit import check_can_be_collected
 from fusetune.members.fully_sharded import is_sharded
@@ -146,8 +147,14 @@ class MemberCollector(TrainerCallback):
             StageError: If the disk is too small.
             MemberError: If what will be written could not be fused.
         """
-        if not (is_peft(model) or is_sharded(model)):
-            check_can_be_collected(getattr(model, "module", model))
+        sharded = is_sharded(model)
+        with without_wrappers(model) as network:
+            adapter = is_peft(network)
+            if not (adapter or sharded):
+                check_can_be_collected(network)
+            inner: Any = network
+            self._base = base_sha256(inner) if adapter else None
+            self._unread = unread_names(inner.get_base_model()) if adapter else frozenset()
         self.folder.mkdir(parents=True, exist_ok=True)
         own = member_name(0, self.trajectory).rstrip("0")
         for path in self.folder.iterdir():
@@ -155,13 +162,9 @@ class MemberCollector(TrainerCallback):
             if unfinished or (_step(path, own) or 0) > taken:
                 shutil.rmtree(path)
         left = sum(step > taken for step in self.steps)
-        adapter = is_peft(model)
         kept = [p for p in model.parameters() if p.requires_grad or not adapter]
         size = sum(p.numel() * p.element_size() for p in kept)
         require_space(self.folder, left * size)
-        self._base = base_sha256(model) if adapter else None
-        inner: Any = getattr(model, "module", model)
-        self._unread = unread_names(inner.get_base_model()) if adapter else frozenset()
 
     def on_step_end(
         self,
@@ -219,8 +222,8 @@ class MemberCollector(TrainerCallback):
         `whole` has the tensors of a model of which this process holds a part only.
         """
         final = self.folder / member_name(step, self.trajectory)
-        with replaced_folder(final) as temporary:
-            inner: Any = getattr(model, "module", model)  # DistributedDataParallel
+        with replaced_folder(final) as temporary, without_wrappers(model) as network:
+            inner: Any = network
             if is_peft(inner):
                 _save_adapter(inner, temporary, self._unread)
             elif hasattr(inner, "save_pretrained") and not is_chain(inner):
