@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 from fusetune.redaction import shown
@@ -68,3 +69,22 @@ def closest(name: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` with the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def alike(name: str, known: Iterable[str]) -> str:
+    """What hides the difference from a known name that reads the same, or nothing."""
+    for other in known:
+        if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+            return (
+                f" ({other!r} has the same letters, otherwise encoded: Unicode composes them "
+                "in two ways, NFC and NFD)"
+            )
+        if _bare(name) == _bare(other):
+            return f" ({other!r} differs in case, spaces or invisible characters alone)"
+    return ""
+
+
+def _bare(name: str) -> str:
+    """Without case, white space and characters that cannot be seen."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in folded if unicodedata.category(c) not in ("Cf", "Zs", "Cc"))

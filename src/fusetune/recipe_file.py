@@ -109,6 +109,16 @@ def _refuse_cluster(tree: Mapping[str, Any], overrides: Iterable[str], name: str
     )
 
 
+def given(overrides: Iterable[str], key: str) -> Any:
+    """What overrides alone say of a dotted key; None if nothing."""
+    tree: Any = {}
+    for override in overrides:
+        _override(tree, override)
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
 def derive(recipe: Recipe, changes: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     """The recipe with other values, validated again.
 

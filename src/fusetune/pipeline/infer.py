@@ -17,11 +17,12 @@ from fusetune.pipeline.asking import Wanted, inputs, labels, metrics
 from fusetune.pipeline.finished import CLASSIFICATION, Finished
 from fusetune.pipeline.several import require_one_kind, require_one_run
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import parse
+from fusetune.recipe_file import given, parse
 from fusetune.recipe_sections import WITHOUT_COLUMNS
 from fusetune.recipe_yaml import write_yaml
 from fusetune.tasks.data import read
 from fusetune.tasks.files import READERS
+from fusetune.tasks.files.delimited import CsvOptions
 
 EVALUATIONS_PER_MEMBER = 6
 """Of the search over w; the default recipe's 90 evaluations for 15 members."""
@@ -65,7 +66,7 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
             "Give --kind, or use fusetune.fuse with an evaluation of your own.",
         )
     alone = kind in WITHOUT_COLUMNS
-    data, rows = (_tasks(wanted), None) if alone else _data(wanted)
+    data, rows = (_tasks(wanted), None) if alone else _data(wanted, overrides)
     asked: list[str] = []
     columns = rows["validation"].column_names if rows else []
     task: dict[str, Any] = {"kind": kind, "data": data}
@@ -116,7 +117,7 @@ def _tasks(wanted: Wanted) -> str:
 
 
 def _data(
-    wanted: Wanted,
+    wanted: Wanted, overrides: Sequence[str]
 ) -> tuple[str | dict[str, str], Mapping[str, datasets.Dataset] | None]:
     """The recipe's `task.data`, and its rows; None where no data was given."""
     if wanted.data is None:
@@ -140,7 +141,9 @@ def _data(
                 "Leave out --test: then half of the rows choose and the others report.",
             )
         data["test"] = str(test)
-    rows = read(data, text=wanted.text, train=False)
+    columns = [name for name in (*wanted.text, wanted.label) if name]
+    csv = CsvOptions.of(given(overrides, "task.options.csv"))
+    rows = read(data, columns=columns, csv=csv, train=False)
     if "validation" not in rows:
         raise RecipeError(
             f"{wanted.data} has no validation split; it has {', '.join(rows)}.",

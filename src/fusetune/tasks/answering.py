@@ -28,7 +28,6 @@ from fusetune.models.scratch import load_or_make
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, teacher_forcing
 from fusetune.tasks.answers import EXAMPLE, AnswerCollator, AnswerEncoder
-from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
 from fusetune.tasks.encoding import UNLIMITED, mixed, positions
 from fusetune.tasks.examples import Reading
@@ -56,6 +55,7 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
         budget: Tokens of a batch, those of the answers included.
         splitting: How validation and test are made; as they are by default.
         base: Folder that relative paths in `data` start from.
+        csv: How CSV and TSV files are written; fields of `CsvOptions`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
         budget: int,
         splitting: Splitting | None,
         base: Path | None,
+        csv: Mapping[str, Any] | None,
     ) -> None:
         self.name = name
         self.data = data
@@ -86,7 +87,7 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
         self._encoder = dict(encoder)
         self._measured = f"{names} {measured}"
         self._budget = budget
-        self._splitting, self._base = splitting or Splitting(), base
+        self._splitting, self._base, self._csv = splitting or Splitting(), base, csv
         self._config: Any = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoding: dict[SplitName, tuple[str, ...]] = {}
@@ -126,9 +127,9 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], tuple[str, ...]]:
-        columns, trains = sorted(self._examples.columns), self._splitting.trains
-        rows = read(self.data, base=self._base, text=columns, train=trains)
-        return self._examples.splits(self._splitting.apply(rows))
+        columns = sorted(self._examples.columns)
+        parts = self._splitting.read(self.data, base=self._base, columns=columns, csv=self._csv)
+        return self._examples.splits(parts)
 
     @functools.cached_property
     def _shared(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class MultipleChoice(AnsweringTask):
         chat: Whether the prompt is a user's message in the tokenizer's chat template.
         system: A system message before it; with `chat`.
         too_long: Side on which long prompts are cut, "left" or "right", or "refuse".
+        csv: How CSV and TSV files are written; fields of `CsvOptions`.
 
     Raises:
         RecipeError: If an argument makes no sense. What is wrong with the data shows when
@@ -76,6 +77,7 @@ class MultipleChoice(AnsweringTask):
         chat: bool = False,
         system: str | None = None,
         too_long: TooLong = "left",
+        csv: Mapping[str, Any] | None = None,
     ) -> None:
         require_one_of("score", score, ("sum", "mean"))
         require_one_of("too_long", too_long, ("left", "right", "refuse"))
@@ -94,6 +96,7 @@ class MultipleChoice(AnsweringTask):
             budget=BATCH_TOKENS,
             splitting=splitting,
             base=base,
+            csv=csv,
         )
 
     def _room(self, tokenizer: PreTrainedTokenizerBase) -> int:

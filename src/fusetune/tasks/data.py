@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from fusetune.errors import DataError
 from fusetune.tasks.files import READERS, first_line, read_table
+from fusetune.tasks.files.delimited import SEPARATORS, CsvOptions
 from fusetune.tasks.task import SplitName
 
 Value = TypeVar("Value")
@@ -31,21 +32,36 @@ ALIASES: dict[str, SplitName] = {
     "dev": "validation",
     "test": "test",
 }
+UNTYPED = "csv"  # as datasets calls its reader of such files
 LAYOUT_HINT = (
     "Give a folder with train, validation and test files (.parquet, .jsonl, .json, .csv or "
     ".tsv), a mapping from split to file, or a hub id such as nyu-mll/glue:cola."
 )
 _FILE = re.compile(rf"({'|'.join(ALIASES)})(-\d.*)?")  # train.csv, train-00000-of-00002.parquet
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
+_OTHER = re.compile(rf"({'|'.join(ALIASES)})[-_.]")  # validation_matched.csv
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/:]+)?")
+
+
+class Rows(dict[SplitName, datasets.Dataset]):
+    """The rows of every split that is there.
+
+    Attributes:
+        others: Names of files or of a hub's splits that begin like a split and are none, as
+            MNLI's `validation_matched`.
+    """
+
+    others: tuple[str, ...] = ()
 
 
 def read(
     data: str | Mapping[str, str],
     *,
     base: Path | None = None,
-    text: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    csv: CsvOptions | None = None,
     train: bool = True,
-) -> dict[SplitName, datasets.Dataset]:
+) -> Rows:
     """The rows of every split that is there, as they stand in the source.
 
     Args:
@@ -53,23 +69,36 @@ def read(
             files, sharded (`train-00000-of-00002.parquet`) or not; a mapping from split to
             file; or a hub id, `name` or `name:config`.
         base: Folder that relative paths start from; the working directory by default.
-        text: Columns that stay text where the format itself does not say so (CSV, TSV: a
-            column that holds only numbers would be read as numbers).
+        columns: Those that are used, none of which may stand twice in a file.
+        csv: How CSV and TSV files are written, where they do not say it.
         train: Whether there has to be a train split.
 
     Returns:
         One data set per split, none of them empty; `train` among them if it has to be.
 
     Raises:
-        DataError: If a file or folder is missing, unreadable or empty, if there is no train
-            split and has to be one, or if the hub cannot give the data set.
+        DataError: If a file, folder or shard is missing, unreadable or empty, if there is no
+            train split and has to be one, or if the hub cannot give the data set.
     """
     start = base or Path()
+
+    def tables(
+        files: Mapping[SplitName, Sequence[Path]], where: str, others: Sequence[str] = ()
+    ) -> Rows:
+        _require_train(files, where, others, train)
+        found = {
+            s: [read_table(p, columns, csv) for p in files[s]] for s in SPLITS if s in files
+        }
+        rows = Rows({s: _dataset(parts, s, files[s]) for s, parts in found.items()})
+        rows.others = tuple(others)
+        return rows
+
     if not isinstance(data, str):
-        return _read_files(_mapped_files(data, start), text, "The mapping of data", train)
+        return tables(_mapped_files(data, start), "The mapping of data")
     path = start / Path(data).expanduser()
     if path.is_dir():
-        return _read_files(_folder_files(path), text, str(path), train)
+        names = sorted(file.name for file in path.iterdir() if file.is_file())
+        return tables(_folder_files(path), str(path), _others(names))
     if path.is_file():
         raise DataError(
             f"{path} is one file, and a data set needs a file for each split.",
@@ -143,24 +172,44 @@ def _folder_files(folder: Path) -> dict[SplitName, list[Path]]:
                 hint="Remove one, or name the files: data: {train: FILE, validation: FILE, …}.",
             )
         others.append(path)
+    for paths in files.values():
+        _require_all_shards(paths)
     for split, path in unknown.items():
         files.setdefault(split, [path])  # a split that only has this file: reading it says why
     return files
 
 
-def _read_files(
-    files: Mapping[SplitName, Sequence[Path]], text: Sequence[str], where: str, train: bool
-) -> dict[SplitName, datasets.Dataset]:
+def _require_all_shards(paths: Sequence[Path]) -> None:
+    """Every file of `train-00000-of-00002` and its like has to be there."""
+    found = [match for path in paths if (match := _SHARD.search(path.name))]
+    counts = {int(match[2]) for match in found}
+    numbers = {int(match[1]) for match in found}
+    for count in counts:
+        missing = sorted(set(range(count)) - numbers)
+        if missing or len(counts) > 1 or len(found) < len(paths):
+            raise DataError(
+                f"{paths[0].parent} does not have all {count} files of which {paths[0].name} "
+                f"is one: it has {', '.join(path.name for path in paths)}."
+            )
+
+
+def _others(names: Iterable[str]) -> list[str]:
+    """Names that begin with that of a split, and are none."""
+    return [
+        name
+        for name in names
+        if _OTHER.match(name) and not _FILE.fullmatch(name.split(".", 1)[0])
+    ]
+
+
+def _require_train(
+    files: Mapping[SplitName, Sequence[Path]], where: str, others: Sequence[str], train: bool
+) -> None:
     if not files or (train and "train" not in files):
-        there = ", ".join(f"{s}: {p[0].name}" for s, p in files.items()) or "no split's file"
+        listed = [*(f"{s}: {p[0].name}" for s, p in files.items()), *others]
+        there = ", ".join(listed) or "no split's file"
         wanted = "train split" if train else "split"
         raise DataError(f"{where} has no {wanted} ({there}).", hint=LAYOUT_HINT)
-    rows = {}
-    for split in SPLITS:
-        if split in files:
-            tables = [read_table(path, text) for path in files[split]]
-            rows[split] = _dataset(tables, split, files[split])
-    return rows
 
 
 def _dataset(
@@ -176,7 +225,8 @@ def _dataset(
     if table.num_rows == 0:
         raise DataError(f"The {split} split is empty: {files[0]} has no rows.")
     try:
-        return datasets.Dataset(table)
+        untyped = files[0].suffix in SEPARATORS
+        return plain(datasets.Dataset(table), UNTYPED if untyped else None)
     except Exception as error:  # types, names or metadata that the library cannot take
         names = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
         raise DataError(
@@ -184,7 +234,32 @@ def _dataset(
         ) from error
 
 
-def _read_hub(data: str, train: bool) -> dict[SplitName, datasets.Dataset]:
+def plain(rows: datasets.Dataset, builder: str | None = None) -> datasets.Dataset:
+    """The rows as Arrow holds them: no image, sound or document is decoded.
+
+    Files say themselves what their columns are, and a decoded one has methods. Of all that is
+    said the names of a `ClassLabel` are kept.
+
+    Args:
+        rows: As a library made them.
+        builder: What `is_untyped` goes by; that of the rows by default.
+    """
+    table = rows.with_format("arrow")[:]
+    features = datasets.Features.from_arrow_schema(table.schema.remove_metadata())
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            features[name] = feature
+    name = builder or rows.info.builder_name
+    info = datasets.DatasetInfo(features=features, builder_name=name)
+    return datasets.Dataset(table.replace_schema_metadata(None), info=info)
+
+
+def is_untyped(rows: datasets.Dataset) -> bool:
+    """Whether a file's format has texts alone, whatever stands there: CSV and TSV."""
+    return bool(rows.info.builder_name == UNTYPED)
+
+
+def _read_hub(data: str, train: bool) -> Rows:
     path, _, config = data.partition(":")
     try:
         loaded = _load_hub(path, config or None)
@@ -196,10 +271,11 @@ def _read_hub(data: str, train: bool) -> dict[SplitName, datasets.Dataset]:
             hint="Check the name (name or name:config), the network and HF_HUB_OFFLINE, or "
             "give a folder with train, validation and test files.",
         ) from error
-    rows: dict[SplitName, datasets.Dataset] = {}
+    rows = Rows()
     for name, split in loaded.items():
         if name in ALIASES:
-            rows.setdefault(ALIASES[name], split)
+            rows.setdefault(ALIASES[name], plain(split))
+    rows.others = tuple(_others(map(str, loaded)))
     if not rows or (train and "train" not in rows):
         raise DataError(f"{data} has no train split; it has {', '.join(loaded)}.")
     for name, split in rows.items():

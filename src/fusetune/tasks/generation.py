@@ -45,6 +45,7 @@ class Generation(AnsweringTask):
         too_long: Side on which long prompts are cut, "left" or "right", or "refuse".
         answer_pattern: Of the metric accuracy.
         stemmer: Whether ROUGE compares stems.
+        csv: How CSV and TSV files are written; fields of `CsvOptions`.
 
     Raises:
         RecipeError: If an argument makes no sense. What is wrong with the data shows when
@@ -70,6 +71,7 @@ class Generation(AnsweringTask):
         too_long: TooLong = "left",
         answer_pattern: str | None = None,
         stemmer: bool = False,
+        csv: Mapping[str, Any] | None = None,
     ) -> None:
         require_one_of("empty_references", empty_references, ("refuse", "drop"))
         require_one_of("too_long", too_long, ("left", "right", "refuse"))
@@ -90,6 +92,7 @@ class Generation(AnsweringTask):
             budget=max(1, self.decoding.batch_tokens // self.decoding.num_beams),
             splitting=splitting,
             base=base,
+            csv=csv,
         )
 
     def remarks(self, split: str, models: Sequence[tuple[str, Outputs]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fusetune.errors import DataError, RecipeError
+from fusetune.errors import DataError, RecipeError, alike
 from fusetune.tasks.splitting import Part
 
 
@@ -65,12 +65,27 @@ def require_columns(part: Part, names: frozenset[str] | set[str], key: str) -> N
     Raises:
         DataError: If one is not; the message names those that are.
     """
-    unknown = sorted(names - set(part.rows.column_names))
+    there = part.rows.column_names
+    unknown = sorted(names - set(there))
     if unknown:
+        listed = ", ".join(f"{name!r}{alike(name, there)}" for name in unknown)
         raise DataError(
-            f"{key} names {', '.join(map(repr, unknown))}, but the {part.source} split has "
-            f"{', '.join(part.rows.column_names)}."
+            f"{key} names {listed}, but the {part.source} split has {', '.join(there)}."
         )
+
+
+def text_column(part: Part, name: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        DataError: If a value is missing, or no text.
+    """
+    values = list(part.rows[name][:])
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            found = "missing" if value is None else f"a {type(value).__name__}"
+            raise DataError(f"Texts must be strings; {name!r} is {found} in {part.where(i)}.")
+    return values
 
 
 def references(part: Part, path: str) -> list[tuple[str, ...]]:

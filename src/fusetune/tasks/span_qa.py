@@ -17,11 +17,10 @@ from fusetune.errors import DataError, RecipeError
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import generated, spans, text_metrics
 from fusetune.tasks.answers import EXAMPLE
-from fusetune.tasks.data import read
 from fusetune.tasks.decoding import pad_id
 from fusetune.tasks.encoding import UNLIMITED, mixed, positions
 from fusetune.tasks.examples import split_of
-from fusetune.tasks.prompts import require_columns
+from fusetune.tasks.prompts import require_columns, text_column
 from fusetune.tasks.spans import PLACES, WindowCollator
 from fusetune.tasks.splitting import Part, Splitting, rows_before, shared_texts
 from fusetune.tasks.task import SIZE, Batch, Collate, Encoded, Outputs, Split, SplitName, Task
@@ -48,6 +47,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
         most_tokens: Of an answer.
         threshold: How much better no answer must score than the best span; it is never given
             where every training question (without them, of validation) has an answer.
+        csv: How CSV and TSV files are written; fields of `CsvOptions`.
 
     Raises:
         RecipeError: If an argument makes no sense. What is wrong with the data shows when
@@ -70,6 +70,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
         stride: int = 128,
         most_tokens: int = 30,
         threshold: float = 0.0,
+        csv: Mapping[str, Any] | None = None,
     ) -> None:
         if len(text) != 2 or stride < 0 or most_tokens < 1:
             raise RecipeError(
@@ -83,7 +84,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
         self._text, self._label = tuple(text), label
         self._stride, self._most, self._threshold = stride, most_tokens, threshold
         self._columns = generated.Columns(self.metrics)
-        self._splitting, self._base = splitting or Splitting(), base
+        self._splitting, self._base, self._csv = splitting or Splitting(), base, csv
         self._offsets: dict[int, list[NDArray[np.int64]]] = {}
         self._positions = UNLIMITED  # until a model says otherwise
 
@@ -103,13 +104,14 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], dict[SplitName, list[int | None]]]:
-        trains = self._splitting.trains
-        rows = read(self.data, base=self._base, text=self._text, train=trains)
+        parts = self._splitting.read(
+            self.data, base=self._base, columns=(*self._text, self._label), csv=self._csv
+        )
         found: dict[SplitName, Split] = {}
         starts: dict[SplitName, list[int | None]] = {}
-        for name, part in self._splitting.apply(rows).items():
+        for name, part in parts.items():
             require_columns(part, {*self._text, self._label}, "task")
-            columns = [part.rows[column][:] for column in self._text]
+            columns = [text_column(part, column) for column in self._text]
             golds, starts[name] = self._answers(part, columns[1])
             made = split_of(
                 [SEPARATOR.join(pair) for pair in zip(*columns, strict=True)], golds

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
 from fusetune.errors import DataError
-from fusetune.tasks.data import SPLITS
+from fusetune.tasks.data import ALIASES, SPLITS, Rows, is_untyped, read
+from fusetune.tasks.files.delimited import CsvOptions
 from fusetune.tasks.task import SplitName
 
 LABELLED_TEST_HINT = (
@@ -32,6 +36,15 @@ class Part:
     rows: datasets.Dataset
     source: SplitName
     index: NDArray[np.int64]
+
+    @property
+    def untyped(self) -> bool:
+        """Whether the rows come from CSV or TSV, where a number is a text like others."""
+        return is_untyped(self.rows)
+
+    def select(self, rows: Sequence[int]) -> Part:
+        """Some of the rows."""
+        return Part(self.rows.select(rows), self.source, self.index[list(rows)])
 
     def where(self, row: int) -> str:
         """Names a row so that a user finds it in the file."""
@@ -73,12 +86,37 @@ class Splitting:
         if self.hold_out is not None and self.hold_out < 1:
             raise DataError(f"hold_out must be at least 1; got {self.hold_out}.")
 
+    def read(
+        self,
+        data: str | Mapping[str, str],
+        *,
+        base: Path | None,
+        columns: Sequence[str],
+        csv: Mapping[str, Any] | None,
+    ) -> dict[SplitName, Part]:
+        """The rows of a data set as this splitting divides them.
+
+        Args:
+            data: Folder, mapping from split to file, or hub id; see `fusetune.tasks.data.read`.
+            base: Folder that relative paths start from.
+            columns: Those that are used.
+            csv: Fields of `CsvOptions`.
+
+        Raises:
+            DataError: If the data cannot be read or divided so.
+            RecipeError: If `csv` makes no sense.
+        """
+        options = CsvOptions.of(csv)
+        rows = read(data, base=base, columns=columns, csv=options, train=self.trains)
+        return self.apply(rows)
+
     def apply(self, rows: Mapping[SplitName, datasets.Dataset]) -> dict[SplitName, Part]:
         """Train (if it is there or needed), validation and test; no row is in two of them.
 
         Raises:
             DataError: If a split that is needed is not there or has too few rows.
         """
+        others = rows.others if isinstance(rows, Rows) else ()
         parts = {name: _part(name, split) for name, split in rows.items()}
         if self.halve is not None:
             parts = self._halved(parts, self.halve)
@@ -88,7 +126,8 @@ class Splitting:
             if name not in parts and (self.trains or name != "train"):
                 raise DataError(
                     f"There is no {name} split; the data set has {', '.join(rows)}.",
-                    hint=LABELLED_TEST_HINT if name == "test" else _validation_hint(rows),
+                    hint=_hint_of_others(name, others)
+                    or (LABELLED_TEST_HINT if name == "test" else _validation_hint(rows)),
                 )
         return {name: parts[name] for name in SPLITS if name in parts}
 
@@ -131,6 +170,17 @@ def _part(
     if index is None:
         return Part(rows, source, np.arange(len(rows)))
     return Part(rows.select(index), source, index)
+
+
+def _hint_of_others(split: SplitName, others: Sequence[str]) -> str:
+    """What to write where several files could be the split, as MNLI's two validation files."""
+    near = [name for name in others if ALIASES[re.split("[-_.]", name)[0]] == split]
+    if not near:
+        return ""
+    return (
+        f"It also has {', '.join(near)}, which are not called {split}: name the file that is "
+        f"meant, data: {{train: FILE, validation: FILE, test: FILE}}."
+    )
 
 
 def _validation_hint(rows: Mapping[SplitName, datasets.Dataset]) -> str:

@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fusetune.errors import DataError, RecipeError
+from fusetune.errors import DataError, RecipeError, alike
 from fusetune.objective import LOSS, Objective
 from fusetune.tasks import metrics as registry
-from fusetune.tasks.data import read
 from fusetune.tasks.encoding import fingerprint, mixed, tokenise
+from fusetune.tasks.prompts import text_column
 from fusetune.tasks.splitting import LABELLED_TEST_HINT, Part, Splitting, shared_texts
 from fusetune.tasks.task import Batch, Collate, Encoded, Outputs, Split, SplitName
 
@@ -44,6 +44,8 @@ class TextTask(ABC):
         metrics: Names of metrics; the first is the primary one.
         splitting: How validation and test are made; as they are by default.
         base: Folder that relative paths in `data` start from.
+        drop: Whether rows without a label are left out; they are refused otherwise.
+        csv: How CSV and TSV files are written; fields of `CsvOptions`.
 
     Raises:
         RecipeError: If a metric is unknown or not one of this kind, or the number of text
@@ -63,6 +65,8 @@ class TextTask(ABC):
         metrics: Sequence[str],
         splitting: Splitting | None = None,
         base: Path | None = None,
+        drop: bool = False,
+        csv: Mapping[str, Any] | None = None,
     ) -> None:
         if not 1 <= len(text) <= 2 or len(set(text)) != len(text):
             raise RecipeError(f"text is one or two different columns; got {list(text)}.")
@@ -74,11 +78,20 @@ class TextTask(ABC):
         self.objectives = (LOSS, *(Objective(m.name, m.direction) for m in self.metrics))
         self._splitting = splitting or Splitting()
         self._base = base
+        self._drop = drop
+        self._csv = csv
+        self._dropped: tuple[str, ...] = ()
         self._truncated: dict[SplitName, str] = {}
 
     @abstractmethod
-    def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, NDArray[Any]]:
-        """The labels of each split, `n` each; raises DataError if they do not fit."""
+    def _read_labels(self, parts: Mapping[SplitName, Part]) -> dict[SplitName, list[Any]]:
+        """Every row's label, None where it has none; raises DataError if it is no label."""
+
+    @abstractmethod
+    def _targets(
+        self, parts: Mapping[SplitName, Part], labels: Mapping[SplitName, Sequence[Any]]
+    ) -> dict[SplitName, NDArray[Any]]:
+        """Labels as numbers, `n` each, none missing; raises DataError if they do not fit."""
 
     @abstractmethod
     def _head(self) -> dict[str, Any]:
@@ -107,20 +120,55 @@ class TextTask(ABC):
         Raises:
             DataError: If the data set cannot be read or does not fit the task.
         """
-        trains = self._splitting.trains
-        rows = read(self.data, base=self._base, text=self.text, train=trains)
-        parts = self._splitting.apply(rows)
-        texts = {name: self._read_texts(name, part) for name, part in parts.items()}
-        labels = self._read_labels(parts)
+        columns = (*self.text, self.label)
+        parts = self._splitting.read(self.data, base=self._base, columns=columns, csv=self._csv)
+        for name, part in parts.items():
+            for column in columns:
+                self._require(name, part, column)
+        texts, labels = {}, self._read_labels(parts)
+        notes = []
+        for name, part in parts.items():
+            kept = [i for i, label in enumerate(labels[name]) if label is not None]
+            if len(kept) < len(labels[name]):
+                notes.append(self._without_label(name, part, labels[name], kept))
+                parts[name] = part.select(kept)
+                labels[name] = [labels[name][i] for i in kept]
+            read = [text_column(parts[name], column) for column in self.text]
+            texts[name] = tuple(zip(*read, strict=True))
+        self._dropped = tuple(notes)
+        targets = self._targets(parts, labels)
         return {
-            name: Split(texts[name], labels[name], fingerprint(texts[name], labels[name]))
+            name: Split(texts[name], targets[name], fingerprint(texts[name], targets[name]))
             for name in parts
         }
 
+    def _without_label(
+        self, split: SplitName, part: Part, labels: Sequence[Any], kept: Sequence[int]
+    ) -> str:
+        """A note about rows that are left out.
+
+        Raises:
+            DataError: If no row is kept, or none may be left out.
+        """
+        number, total = len(labels) - len(kept), len(labels)
+        if not kept:
+            raise unlabelled(split, part, self.label)
+        if not self._drop:
+            first = next(i for i, label in enumerate(labels) if label is None)
+            value = part.rows[self.label][first]
+            found = "missing" if value in (None, "") else value
+            raise DataError(
+                f"{number:,} of {total:,} {split} rows have no label: {self.label!r} is "
+                f"{found} in {part.where(first)}.",
+                hint="Set task.options.drop to true to leave such rows out.",
+            )
+        return f"{number:,} of {total:,} {split} rows have no label and were left out."
+
     @property
     def notes(self) -> tuple[str, ...]:
-        """Warnings: texts shared between splits, and texts cut by `encode` so far."""
-        return (*self._shared, *self._truncated.values())
+        """Warnings: shared texts, rows left out, and texts cut by `encode` so far."""
+        shared = self._shared
+        return (*shared, *self._dropped, *self._truncated.values())
 
     @functools.cached_property
     def _shared(self) -> tuple[str, ...]:
@@ -235,26 +283,20 @@ class TextTask(ABC):
             values[metric.name] = metric.resampled(outputs.predictions, labels, counts)
         return values
 
-    def _column(self, split: SplitName, part: Part, name: str) -> list[Any]:
-        """The values of a column, as a list."""
-        if name not in part.rows.column_names:
-            raise DataError(
-                f"The {split} split has no column {name!r}; "
-                f"it has {', '.join(part.rows.column_names)}.",
-                hint="Set task.text and task.label to columns that are there.",
+    def _require(self, split: SplitName, part: Part, name: str) -> None:
+        there = part.rows.column_names
+        if name in there:
+            return
+        hint = "Set task.text and task.label to columns that are there."
+        if len(there) == 1 and part.untyped:
+            hint = (
+                "If these are several, name their separator: task.options.csv: {separator: …}."
             )
-        return list(part.rows[name][:])
-
-    def _read_texts(self, split: SplitName, part: Part) -> tuple[tuple[str, ...], ...]:
-        columns = [self._column(split, part, name) for name in self.text]
-        for name, values in zip(self.text, columns, strict=True):
-            for i, value in enumerate(values):
-                if not isinstance(value, str):
-                    found = "missing" if value is None else f"a {type(value).__name__}"
-                    raise DataError(
-                        f"Texts must be strings; {name!r} is {found} in {part.where(i)}."
-                    )
-        return tuple(zip(*columns, strict=True))
+        raise DataError(
+            f"The {split} split has no column {name!r}{alike(name, there)}; "
+            f"it has {', '.join(there)}.",
+            hint=hint,
+        )
 
 
 @dataclass(frozen=True, slots=True)
