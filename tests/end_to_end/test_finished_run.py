@@ -307,6 +307,42 @@ def test_adapters_with_their_base(tiny_model: Path, sentiment: Path, tmp_path: P
     assert (run / "fused" / "adapter_model.safetensors").is_file()
 
 
+def test_adapters_keep_their_own_tokenizer(
+    tiny_model: Path, sentiment: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "Q: {{ messages[0]['content'] }}"
+    tokenizer.pad_token = tokenizer.unk_token
+    for step in (1, 2):
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+        config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+        adapted = peft.get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1 * step)
+        adapted.save_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+        tokenizer.save_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+    members = ["--members", f"{tmp_path}/out/checkpoint-*", "--labels", "bad,good"]
+    run, other = tmp_path / "run", tmp_path / "other"
+    data = sentiment / "validation.jsonl"
+    code, said = fusetune(
+        "fuse", *members, "--data", data, *ASKED, "--out", run, "fuse.evaluations=6"
+    )
+    assert code == 0, said
+    code, said = fusetune("export", run, "--out", other)
+    assert code == 0, said
+    for folder in (run / "fused", other):
+        found = AutoTokenizer.from_pretrained(folder)
+        assert found.chat_template == tokenizer.chat_template
+        assert found.pad_token == tokenizer.pad_token
+    files = [
+        {f.name: f.read_bytes() for f in folder.iterdir()} for folder in (run / "fused", other)
+    ]
+    for own in files:
+        own.pop("README.md")  # a run's card has its results
+    assert files[0] == files[1]
+
+
 def test_generation_and_what_it_asks(sentiment: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
