@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,25 @@ search: {trials: 0}
         (f"Authorization: Bearer {SECRET}", "Authorization: Bearer ***"),
         (f"hub_token: {SECRET}\nseed: 41", "hub_token: ***\nseed: 41"),
         (f"{{'password': '{SECRET}'}}", "{'password': '***'}"),
+        (f"client_secret={SECRET} api-key: {SECRET}", "client_secret=*** api-key: ***"),
+        (f"aws_secret_access_key = {SECRET}", "aws_secret_access_key = ***"),
+        (
+            f"s3://b/k?X-Amz-Credential=a&X-Amz-Signature={SECRET}&n=1",
+            "s3://b/k?X-Amz-Credential=***&X-Amz-Signature=***&n=1",
+        ),
+        (f"https://a.net/c?sv=2024&sig={SECRET}%3D", "https://a.net/c?sv=2024&sig=***"),
+        (
+            f"https://g/o?GoogleAccessId=x&X-Goog-Signature={SECRET}",
+            "https://g/o?GoogleAccessId=x&X-Goog-Signature=***",
+        ),
+        (
+            f"https://c/x?Policy={SECRET}&Key-Pair-Id=K",
+            "https://c/x?Policy=***&Key-Pair-Id=***",
+        ),
+        (
+            f"https://h/x?X-Amz-Security-Token={SECRET}#a",
+            "https://h/x?X-Amz-Security-Token=***#a",
+        ),
     ],
 )
 def test_secrets_are_taken_out_once_and_for_all(text: str, expected: str) -> None:
@@ -58,6 +78,25 @@ def test_values_of_secret_variables_are_known(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PGPASSWORD", "another-one")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
     assert without_secrets(f"{SECRET} another-one parallel") == "*** *** parallel"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MY_TOKENS", "GITHUB_TOKEN2", "DB_PASSWORD_OLD", "openai_api_key", "APIKEY", "MYSECRETS",
+     "AWS_SECRET_ACCESS_KEY", "ACCESSKEY", "CLOUD_CREDENTIALS", "SSH_PASSWD_1"],
+)  # fmt: skip
+def test_a_variable_is_secret_by_every_name_that_the_words_cover(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(name, f"/{SECRET}+x=")  # base64 may begin with a slash
+    assert without_secrets(f"it is /{SECRET}+x=.") == "it is ***."
+    monkeypatch.setenv(name, str(tmp_path))  # a place is none
+    assert without_secrets(f"in {tmp_path}") == f"in {tmp_path}"
+
+
+def test_a_number_is_a_secret_too() -> None:
+    tree = {"password": 12345678, "api_key": None, "hub_token": False, "max_tokens": 20}
+    assert tree_without_secrets(tree) == {**tree, "password": "***"}
 
 
 def test_messages_have_no_secrets_and_no_control_characters() -> None:

@@ -24,13 +24,15 @@ _PASSWORD = re.compile(
     re.IGNORECASE,
 )
 _USER_TOKEN = re.compile(r"""(https?://)[^\s/:?\#@'"<>]+@""", re.IGNORECASE)
+# A parameter of a URL: also those by which clouds sign one, as X-Amz-Signature and Azure's sig.
 _PARAMETER = re.compile(
-    r"([?&;](?:\w*password|passwd|pwd|\w*secret\w*|\w*token|api_?key|access_key|sig|signature"
-    r"""|credential)=)[^&;\s'"<>]+""",
+    r"([?&;](?:[\w.\-]*(?:password|passwd|secret|token|api[_\-]?key|access[_\-]?key(?:[_\-]?id)?"
+    r"""|signature|credential)[\w.\-]*|pwd|sig|key|auth|policy|key-pair-id)=)[^&;\s'"<>#]+""",
     re.IGNORECASE,
 )
 _SETTING = re.compile(
-    r"""\b((?:\w*password|passwd|api_?key|(?:hub|hf|access|auth|secret)_(?:token|key))"""
+    r"""\b((?:\w*password|passwd|passphrase|api[_\-]?key|\w+[_\-]secret|private[_\-]key"""
+    r"""|\w*(?:hub|hf|access|auth|secret|bearer|session|refresh)[_\-]?(?:token|key))"""
     r"""["']?\s*[:=]\s*["']?)(?!null\b|none\b|\*\*\*)[^\s"',;&}]+""",
     re.IGNORECASE,
 )
@@ -40,8 +42,10 @@ _TOKEN = re.compile(
 )
 _BEARER = re.compile(r"\b(bearer\s+)[\w.~+/-]{8,}=*", re.IGNORECASE)
 _VARIABLE = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|CREDENTIAL)(?:_|$)|PASSWORD$|PASSWD$"
+    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE
 )
+# A variable that says where a secret is kept, and not the secret.
+_PLACE = re.compile(r"_(?:PATH|FILE|DIR|URL|URI|HOST)$", re.IGNORECASE)
 # Control characters but tab and line feed, and the marks that turn the reading direction.
 # Surrogates stand for bytes of a file's name that are no UTF-8: no stream takes them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -100,9 +104,9 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _is_secret(key: object, item: object) -> bool:
-    return (
-        isinstance(item, str) and _SETTING.fullmatch(f"{key}={'x' if item else ''}") is not None
-    )
+    told = item is not None and not isinstance(item, bool | Mapping | list | tuple)
+    named = _SETTING.fullmatch(f"{key}={'x' if item else ''}") is not None
+    return told and named
 
 
 def _in_environment() -> list[str]:
@@ -110,6 +114,9 @@ def _in_environment() -> list[str]:
     found = {
         value
         for name, value in os.environ.items()
-        if len(value) >= SHORTEST and _VARIABLE.search(name) and not value.startswith("/")
+        if len(value) >= SHORTEST
+        and _VARIABLE.search(name)
+        and not _PLACE.search(name)
+        and not os.path.exists(value)
     }
     return sorted(found, key=len, reverse=True)
