@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusetune.errors import FusetuneError
+    from fusetune.library.average import Averaged, average
     from fusetune.library.fusion import fuse
     from fusetune.library.result import Candidate, Fused
     from fusetune.library.search import Fusion
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = version("fusetune")
 
 __all__ = [
+    "Averaged",
     "Candidate",
     "Fused",
     "FusetuneError",
@@ -30,12 +32,14 @@ __all__ = [
     "MemberPool",
     "Objective",
     "__version__",
+    "average",
     "evaluate_with",
     "export",
     "fuse",
 ]
 
 _HOMES = {
+    "Averaged": "fusetune.library.average",
     "Candidate": "fusetune.library.result",
     "Fused": "fusetune.library.result",
     "FusetuneError": "fusetune.errors",
@@ -44,6 +48,7 @@ _HOMES = {
     "MemberCollector": "fusetune.training.collect",
     "MemberPool": "fusetune.members.pool",
     "Objective": "fusetune.objective",
+    "average": "fusetune.library.average",
     "evaluate_with": "fusetune.library.trainers",
     "export": "fusetune.members.export",
     "fuse": "fusetune.library.fusion",

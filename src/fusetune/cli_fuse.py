@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,17 +146,25 @@ def _source(source: str | None, *, alone: bool) -> str:
 
 def next_lines(members: Sequence[Member]) -> list[str]:
     """What to type next, for members that can be fused."""
-    from fusetune.pipeline.asking import next_command
+    from fusetune.members.formats import PICKLES
+    from fusetune.pipeline.asking import next_command, shortest
     from fusetune.pipeline.finished import read
 
+    consent = ["--allow-pickle"] if any(f.suffix in PICKLES for f in members[-1].files) else []
+    average = shlex.join(
+        ["fusetune", "average", *shortest(members), "--out", "averaged", *consent]
+    )
+    plain = ["Their plain average, without data:", average]
     try:
         kind = read(members[-1]).kind
     except FusetuneError:
         kind = None
     if kind is None:
-        return ["Next: fusetune.fuse(…) with an evaluation of your own, as no task kind fits."]
+        search = "fusetune.fuse(…) with an evaluation of your own, as no task kind fits."
+        return [*plain, f"The best one: {search}"]
     return [
-        f"Next ({kind}; words in capitals are yours to fill in):",
+        *plain,
+        f"The best one ({kind}; words in capitals are yours to fill in):",
         next_command(members, kind),
     ]
 

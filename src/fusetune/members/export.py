@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
@@ -51,6 +52,8 @@ def export(
     extra: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "5GB",
     form: ExportForm = MERGED,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
 ) -> Path:
     """Write the fused model so that `from_pretrained(folder)` gives what was evaluated.
 
@@ -74,6 +77,8 @@ def export(
         extra: More keys for fusion.json, such as "method" and "validation".
         max_shard_size: Largest weight file, in bytes or as "5GB".
         form: Of adapters: merged, one exact adapter, or one of a lower rank.
+        dtype: Of the written floating-point tensors; by default as the members store them.
+        force: Replace the folder whatever is in it.
 
     Returns:
         The folder.
@@ -88,7 +93,8 @@ def export(
     record = fusion_record(pool, point)
     if clash := record.keys() & (extra or {}).keys():
         raise ValueError(f"`extra` cannot replace {', '.join(sorted(clash))} of {FUSION}.")
-    require_replaceable(folder)
+    if not force:
+        require_replaceable(folder)
     require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
     files = companions([pool.members[i] for i in pool.trained], [*beside, *_base_folder(pool)])
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
@@ -96,9 +102,9 @@ def export(
         if form.adapter:
             record["adapter"] = _write_adapter(average, point, new, form)
         else:
-            write_average(average, point, new, max_shard_size=max_shard_size)
+            write_average(average, point, new, max_shard_size=max_shard_size, dtype=dtype)
             _write_generation_config(pool, new)
-        _write_config(average, pool, source / "config.json", config or {}, new)
+        _write_config(average, pool, source / "config.json", config or {}, new, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         if card is None:
@@ -186,7 +192,12 @@ def _write_adapter(
 
 
 def _write_config(
-    average: Average, pool: MemberPool, path: Path, default: Mapping[str, Any], new: Path
+    average: Average,
+    pool: MemberPool,
+    path: Path,
+    default: Mapping[str, Any],
+    new: Path,
+    written: torch.dtype | None,
 ) -> None:
     """config.json of the template, else of the model, with the precision that was evaluated.
 
@@ -202,7 +213,7 @@ def _write_config(
         return
     model = average.filled
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} if model else set()
-    dtype = dtypes.pop() if len(dtypes) == 1 else pool.dtype
+    dtype = written or (dtypes.pop() if len(dtypes) == 1 else pool.dtype)
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     config[key] = str(dtype).removeprefix("torch.")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

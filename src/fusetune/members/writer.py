@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,12 @@ NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 
 
 def write_average(
-    average: Average, point: Point, folder: Path, *, max_shard_size: str | int = "5GB"
+    average: Average,
+    point: Point,
+    folder: Path,
+    *,
+    max_shard_size: str | int = "5GB",
+    dtype: torch.dtype | None = None,
 ) -> list[Path]:
     """Write the point's model as safetensors, in shards with an index if it is large.
 
@@ -45,11 +50,17 @@ def write_average(
         folder: Exists; files of other names in it stay.
         max_shard_size: Largest file, in bytes or as "5GB"; a larger tensor is a file by
             itself.
+        dtype: Of the written floating-point tensors; by default as the members store them.
     """
     converted = _converted(average, point)
     tensors: Mapping[str, TensorSpec] = average.pool.tensors
     if converted is not None:
         tensors = {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in converted.items()}
+    if dtype is not None:
+        tensors = {
+            name: replace(info, dtype=dtype) if info.dtype.is_floating_point else info
+            for name, info in tensors.items()
+        }
     modules: dict[str, dict[str, TensorSpec]] = {}  # folder → name in its file → tensor
     for name, info in tensors.items():
         if key := getattr(info, "key", ""):

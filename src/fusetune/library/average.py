@@ -1,0 +1,292 @@
+"""Average the checkpoints of a run into one model: no data, no labels, no search.
+
+Weights are given, or follow a shape. A shape gives each update between two members the weight
+that a decaying learning rate would have given it [Tian2025]_: a decay d from d(0) = 1 to
+d(1) = 0 over the window of k members counts the update from member i − 1 to member i with its
+mean over that stretch, D_i, so that member i has the weight D_i − D_{i+1}, with D_0 = 1 and
+D_k = 0.
+
+.. [Tian2025] C. Tian et al. WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for
+   LLM Pre-training. arXiv 2507.17634, 2025.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fusetune.errors import MemberError, StageError
+from fusetune.library.pool import BaseMember, as_pool
+from fusetune.members.adapter_export import ExportForm
+from fusetune.members.average import for_files
+from fusetune.members.companions import companions
+from fusetune.members.discover import Paths
+from fusetune.members.export import export, require_replaceable
+from fusetune.members.member import Member, architectures
+from fusetune.members.pool import inspect
+from fusetune.members.weights import TOLERANCE, FusionWeights
+
+SHAPES = "mean, linear, sqrt, or ema:DECAY as ema:0.9"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_INTEGRALS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x - x * x / 2.0,  # of d(x) = 1 − x
+    "sqrt": lambda x: x - 2.0 / 3.0 * x**1.5,  # of d(x) = 1 − √x
+}
+"""Shape → the integral of its decay from 0 to x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """What an average is made of, before and after it is written.
+
+    Attributes:
+        folder: Where the model is, or will be.
+        members: The checkpoints, in the order of their steps, and the base model behind them.
+        weights: One for each.
+        files: Names of the files that go along from the last checkpoint.
+        architecture: Class of the model, empty where no configuration names one.
+        parameters: Of the averaged model.
+        nbytes: Of its weights.
+        notes: What was left out or taken otherwise than a reader may expect.
+    """
+
+    folder: Path
+    members: tuple[Member, ...]
+    weights: FusionWeights
+    files: tuple[str, ...]
+    architecture: str
+    parameters: int
+    nbytes: int
+    notes: tuple[str, ...] = ()
+
+
+def average(
+    members: Paths,
+    out: str | Path,
+    *,
+    last: int | None = None,
+    from_step: int | None = None,
+    every: int = 1,
+    shape: str = "mean",
+    weights: Sequence[float] | None = None,
+    base: BaseMember = None,
+    base_weight: float = 0.0,
+    dtype: Dtype | None = None,
+    form: str = "merged",
+    max_shard_size: str | int = "5GB",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Averaged:
+    """Write the weighted average of checkpoints as an ordinary Hugging Face folder.
+
+    No model is made of whole checkpoints: their files are read and the average's are written
+    tensor by tensor, and no data are needed. Adapters of LoRA are averaged exactly,
+    Σ w_i s_i B_i A_i.
+
+    Args:
+        members: A folder of checkpoints, a pattern as 'out/checkpoint-*', or a list of these.
+        out: Folder of the averaged model; it appears when it is complete.
+        last: Only the last so many checkpoints, by their steps.
+        from_step: Only those of this step and later ones.
+        every: n keeps every n-th of them, counted back from the last.
+        shape: How the weights fall from one checkpoint to the other: "mean", "linear" or
+            "sqrt" (a decay of the learning rate to zero of that form), or "ema:0.9" (each
+            weight is 0.9 times the next one's).
+        weights: One for each checkpoint that is taken, oldest first, in the place of a shape.
+        base: The model that the training began with, a module, folder or hub id; True for the
+            base model of adapters.
+        base_weight: Its weight, 0 to 1: a step back towards it, against forgetting. The
+            weights of the checkpoints are multiplied by the rest.
+        dtype: Of the written tensors; by default as they are stored.
+        form: Of adapters: "merged" into their base, one exact "adapter", or one that is cut to
+            a rank, "adapter-svd:16".
+        max_shard_size: Largest weight file.
+        allow_pickle: Consent to `.bin`, `.pt`, `.pth` and `.ckpt` files (`weights_only`).
+        trust_remote_code: Consent to code beside the base model.
+        force: Replace what is in `out`, even if fusetune did not write it.
+        dry_run: Say what would be done, and write nothing.
+
+    Returns:
+        What was averaged, with which weights.
+
+    Raises:
+        MemberError: If the checkpoints do not fit together, or there are fewer than asked for.
+        StageError: If `out` cannot be written: it holds something else, a checkpoint, or the
+            disk is too small.
+        RecipeError: If `form` is none.
+    """
+    folder = Path(out).expanduser()
+    written_as = ExportForm.parse(form)
+    inspection = inspect(members, allow_pickle=allow_pickle)
+    if inspection.errors:
+        raise inspection.errors[0]
+    chosen = _chosen(inspection.members, last, from_step, every)
+    values = _given(weights, chosen) if weights is not None else weights_of(shape, len(chosen))
+    with_base = base is not None and base is not False
+    if not 0.0 <= base_weight <= 1.0 or (base_weight > 0.0) != with_base:
+        raise MemberError(
+            "A base model and its weight, above 0 and at most 1, go together; got the weight "
+            f"{base_weight:g} and {'a base model' if with_base else 'no base model'}.",
+            "Give both base (--base) and base_weight (--base-weight), or none of them.",
+        )
+    _check_place(folder, chosen, force)
+    pool = as_pool(
+        [m.path for m in chosen],
+        None,
+        None,
+        base,
+        allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    if base_weight > 0.0:
+        values = [(1.0 - base_weight) * value for value in values] + [base_weight]
+    point = FusionWeights.normalised(values)
+    specs = pool.tensors.values()
+    width = None if dtype is None else DTYPES[dtype].itemsize
+    result = Averaged(
+        folder=folder,
+        members=pool.members,
+        weights=point,
+        files=tuple(sorted(companions([pool.members[i] for i in pool.trained]))),
+        architecture=next(iter(architectures(pool.config)), ""),
+        parameters=pool.num_parameters,
+        nbytes=sum(
+            s.numel * width if width and s.dtype.is_floating_point else s.nbytes for s in specs
+        ),
+        notes=tuple(
+            f"{path} is left out: it is not complete." for path in inspection.incomplete
+        ),
+    )
+    if not dry_run:
+        export(
+            for_files(pool),
+            point,
+            pool,
+            folder,
+            extra={"method": "average", "shape": shape if weights is None else "given"},
+            max_shard_size=max_shard_size,
+            form=written_as,
+            dtype=None if dtype is None else DTYPES[dtype],
+            force=force,
+        )
+    return result
+
+
+def weights_of(shape: str, k: int) -> list[float]:
+    """The weights of k members, oldest first, that a shape gives.
+
+    Args:
+        shape: "mean": 1/k each. "linear" and "sqrt": of a learning rate that decays as 1 − x or
+            1 − √x over the window, D_i − D_{i+1} as this module says. "ema:β": proportional to
+            β^(k−1−i).
+        k: At least 1.
+
+    Raises:
+        MemberError: If there is no such shape.
+    """
+    name, _, text = shape.partition(":")
+    if name == "ema" and text:
+        try:
+            decay = float(text)
+        except ValueError:
+            decay = math.nan
+        if 0.0 < decay < 1.0:
+            raw = [decay ** (k - 1 - i) for i in range(k)]
+            return [value / math.fsum(raw) for value in raw]
+    if shape == "mean" or (k == 1 and shape in _INTEGRALS):
+        return [1.0 / k] * k
+    if shape in _INTEGRALS:
+        integral, steps = _INTEGRALS[shape], k - 1
+        means = [
+            steps * (integral((i + 1) / steps) - integral(i / steps)) for i in range(steps)
+        ]
+        kept = [1.0, *means, 0.0]
+        return [a - b for a, b in itertools.pairwise(kept)]
+    raise MemberError(
+        f"There is no shape {shape!r}.", f"Choose {SHAPES}, with a decay between 0 and 1."
+    )
+
+
+def _chosen(
+    members: Sequence[Member], last: int | None, from_step: int | None, every: int
+) -> list[Member]:
+    """The checkpoints that are asked for, oldest first."""
+    found = list(members)
+    unordered = [m.name for m in found if m.step is None]
+    if unordered and (last is not None or from_step is not None or every > 1):
+        raise MemberError(
+            f"The step of {unordered[0]} is not known, so that no checkpoint is the last.",
+            "Name the checkpoints in the order of their steps, and leave out --last, --from "
+            "and --every.",
+        )
+    if from_step is not None:
+        found = [m for m in found if m.step is not None and m.step >= from_step]
+    if last is not None and not 1 <= last <= len(found):
+        raise MemberError(
+            f"The last {last} checkpoints were asked for, and there are {len(found)}"
+            f"{'' if from_step is None else f' from step {from_step} on'}.",
+            f"Give --last from 1 to {len(found)}, or more checkpoints.",
+        )
+    found = found[-last:] if last is not None else found
+    if every < 1:
+        raise MemberError(f"--every must be 1 or more; got {every}.")
+    found = found[::-every][::-1]
+    if len(found) < 2:
+        steps = ", ".join(str(m.step) for m in members)
+        raise MemberError(
+            f"An average needs two checkpoints or more, and {len(found)} "
+            f"{'is' if len(found) == 1 else 'are'} left of those of step {steps}.",
+            "Ask for more of them.",
+        )
+    return found
+
+
+def _given(weights: Sequence[float], chosen: Sequence[Member]) -> list[float]:
+    values = [float(value) for value in weights]
+    names = ", ".join(m.name for m in chosen)
+    if len(values) != len(chosen):
+        raise MemberError(
+            f"{len(values)} weights were given for {len(chosen)} checkpoints ({names}).",
+            "Give one for each, oldest first.",
+        )
+    total = math.fsum(values)
+    if not all(math.isfinite(v) and v >= 0.0 for v in values) or total <= 0.0:
+        raise MemberError(
+            f"Weights are numbers of 0 or more, not all 0; got {_list(values)}.",
+            "Leave out the checkpoint that is to have none.",
+        )
+    if not math.isclose(total, 1.0, abs_tol=TOLERANCE):
+        raise MemberError(
+            f"The weights {_list(values)} sum to {total:g}, and not to 1.",
+            f"Divided by their sum they are {_list([v / total for v in values])}.",
+        )
+    return values
+
+
+def _list(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.6g}" for value in values)
+
+
+def _check_place(folder: Path, members: Sequence[Member], force: bool) -> None:
+    """Refuse to write over a checkpoint, or over what is not known to be replaceable."""
+    place = folder.resolve()
+    for member in members:
+        path = member.path.resolve()
+        if place == path or place in path.parents or path in place.parents:
+            raise StageError(
+                f"The average cannot be written to {folder}: the checkpoint {member.path} is "
+                "there.",
+                "Choose a folder beside the checkpoints.",
+            )
+    if not force:
+        require_replaceable(folder)
