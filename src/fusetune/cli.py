@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from fusetune.cli_average import add_to as add_average
 from fusetune.cli_errors import echo, errors
 from fusetune.cli_exchange import add_to as add_exchange
 from fusetune.cli_fuse import add_to as add_fuse
@@ -103,7 +102,6 @@ for _name, _which, _summary in (
     ("train", "train", "Train with the hyper-parameters found, and collect the members."),
 ):
     _add_stage(_name, _which, _summary)
-add_average(app)
 add_fuse(app)
 _add_stage(
     "report", "report", "Evaluate on the test split; write results.json and report.html."

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 
@@ -28,8 +28,9 @@ from fusetune.members.average import for_files
 from fusetune.members.companions import companions
 from fusetune.members.discover import Paths
 from fusetune.members.export import export, require_replaceable
+from fusetune.members.header import TensorSpec
 from fusetune.members.member import Member, architectures
-from fusetune.members.pool import inspect
+from fusetune.members.pool import MemberPool, inspect
 from fusetune.members.weights import TOLERANCE, FusionWeights
 
 SHAPES = "mean, linear, sqrt, or ema:DECAY as ema:0.9"
@@ -68,6 +69,25 @@ class Averaged:
     notes: tuple[str, ...] = ()
 
 
+class Writing(TypedDict, total=False):
+    """How an average is written; each can be given to `average`.
+
+    Attributes:
+        dtype: "float32", "bfloat16" or "float16"; as the tensors are stored by default.
+        form: Of adapters: "merged" into their base (the default), one exact "adapter", or one
+            that is cut to a rank, "adapter-svd:16".
+        max_shard_size: Largest weight file; "5GB" by default.
+        force: Replace what is in the folder, even if fusetune did not write it.
+        dry_run: Say what would be done, and write nothing.
+    """
+
+    dtype: Dtype | None
+    form: str
+    max_shard_size: str | int
+    force: bool
+    dry_run: bool
+
+
 def average(
     members: Paths,
     out: str | Path,
@@ -79,13 +99,9 @@ def average(
     weights: Sequence[float] | None = None,
     base: BaseMember = None,
     base_weight: float = 0.0,
-    dtype: Dtype | None = None,
-    form: str = "merged",
-    max_shard_size: str | int = "5GB",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
+    **writing: Unpack[Writing],
 ) -> Averaged:
     """Write the weighted average of checkpoints as an ordinary Hugging Face folder.
 
@@ -99,22 +115,15 @@ def average(
         last: Only the last so many checkpoints, by their steps.
         from_step: Only those of this step and later ones.
         every: n keeps every n-th of them, counted back from the last.
-        shape: How the weights fall from one checkpoint to the other: "mean", "linear" or
-            "sqrt" (a decay of the learning rate to zero of that form), or "ema:0.9" (each
-            weight is 0.9 times the next one's).
+        shape: How the weights fall from one checkpoint to the other; see `weights_of`.
         weights: One for each checkpoint that is taken, oldest first, in the place of a shape.
         base: The model that the training began with, a module, folder or hub id; True for the
             base model of adapters.
         base_weight: Its weight, 0 to 1: a step back towards it, against forgetting. The
             weights of the checkpoints are multiplied by the rest.
-        dtype: Of the written tensors; by default as they are stored.
-        form: Of adapters: "merged" into their base, one exact "adapter", or one that is cut to
-            a rank, "adapter-svd:16".
-        max_shard_size: Largest weight file.
         allow_pickle: Consent to `.bin`, `.pt`, `.pth` and `.ckpt` files (`weights_only`).
         trust_remote_code: Consent to code beside the base model.
-        force: Replace what is in `out`, even if fusetune did not write it.
-        dry_run: Say what would be done, and write nothing.
+        writing: See `Writing`.
 
     Returns:
         What was averaged, with which weights.
@@ -125,61 +134,57 @@ def average(
             disk is too small.
         RecipeError: If `form` is none.
     """
-    folder = Path(out).expanduser()
-    written_as = ExportForm.parse(form)
     inspection = inspect(members, allow_pickle=allow_pickle)
     if inspection.errors:
         raise inspection.errors[0]
     chosen = _chosen(inspection.members, last, from_step, every)
     values = _given(weights, chosen) if weights is not None else weights_of(shape, len(chosen))
-    with_base = base is not None and base is not False
-    if not 0.0 <= base_weight <= 1.0 or (base_weight > 0.0) != with_base:
-        raise MemberError(
-            "A base model and its weight, above 0 and at most 1, go together; got the weight "
-            f"{base_weight:g} and {'a base model' if with_base else 'no base model'}.",
-            "Give both base (--base) and base_weight (--base-weight), or none of them.",
-        )
-    _check_place(folder, chosen, force)
-    pool = as_pool(
-        [m.path for m in chosen],
-        None,
-        None,
-        base,
-        allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    _check_base(base, base_weight)
+    _check_place(Path(out).expanduser(), chosen, writing.get("force", False))
+    paths = [member.path for member in chosen]
+    trust = {"trust_remote_code": trust_remote_code}
+    pool = as_pool(paths, None, None, base, allow_pickle, **trust)
     if base_weight > 0.0:
-        values = [(1.0 - base_weight) * value for value in values] + [base_weight]
+        values = [*((1.0 - base_weight) * value for value in values), base_weight]
+    shape = shape if weights is None else "given"
     point = FusionWeights.normalised(values)
-    specs = pool.tensors.values()
-    width = None if dtype is None else DTYPES[dtype].itemsize
-    result = Averaged(
+    return _written(pool, point, Path(out).expanduser(), shape, inspection.notes, writing)
+
+
+def _written(
+    pool: MemberPool,
+    point: FusionWeights,
+    folder: Path,
+    shape: str,
+    notes: tuple[str, ...],
+    writing: Writing,
+) -> Averaged:
+    """Write the average, unless it is only to be described."""
+    form = ExportForm.parse(writing.get("form", "merged"))
+    name = writing.get("dtype")
+    dtype = None if name is None else DTYPES[name]
+    if not writing.get("dry_run", False):
+        export(
+            for_files(pool),
+            point,
+            pool,
+            folder,
+            extra={"method": "average", "shape": shape},
+            max_shard_size=writing.get("max_shard_size", "5GB"),
+            form=form,
+            dtype=dtype,
+            force=writing.get("force", False),
+        )
+    return Averaged(
         folder=folder,
         members=pool.members,
         weights=point,
         files=tuple(sorted(companions([pool.members[i] for i in pool.trained]))),
         architecture=next(iter(architectures(pool.config)), ""),
         parameters=pool.num_parameters,
-        nbytes=sum(
-            s.numel * width if width and s.dtype.is_floating_point else s.nbytes for s in specs
-        ),
-        notes=tuple(
-            f"{path} is left out: it is not complete." for path in inspection.incomplete
-        ),
+        nbytes=sum(_bytes(spec, dtype) for spec in pool.tensors.values()),
+        notes=notes,
     )
-    if not dry_run:
-        export(
-            for_files(pool),
-            point,
-            pool,
-            folder,
-            extra={"method": "average", "shape": shape if weights is None else "given"},
-            max_shard_size=max_shard_size,
-            form=written_as,
-            dtype=None if dtype is None else DTYPES[dtype],
-            force=force,
-        )
-    return result
 
 
 def weights_of(shape: str, k: int) -> list[float]:
@@ -271,6 +276,22 @@ def _given(weights: Sequence[float], chosen: Sequence[Member]) -> list[float]:
             f"Divided by their sum they are {_list([v / total for v in values])}.",
         )
     return values
+
+
+def _bytes(spec: TensorSpec, dtype: torch.dtype | None) -> int:
+    """Of a tensor as it is written."""
+    changes = dtype is not None and spec.dtype.is_floating_point
+    return spec.numel * dtype.itemsize if changes and dtype is not None else spec.nbytes
+
+
+def _check_base(base: BaseMember, weight: float) -> None:
+    with_base = base is not None and base is not False
+    if not 0.0 <= weight <= 1.0 or (weight > 0.0) != with_base:
+        raise MemberError(
+            "A base model and its weight, above 0 and at most 1, go together; got the weight "
+            f"{weight:g} and {'a base model' if with_base else 'no base model'}.",
+            "Give both base (--base) and base_weight (--base-weight), or none of them.",
+        )
 
 
 def _list(values: Sequence[float]) -> str:

@@ -230,11 +230,11 @@ def _check_keeps_its_weights(model: nn.Module) -> None:
     In evaluation mode it divides weights by powers of two once, in place, and remembers that.
     """
     for module in model.modules():
-        config = getattr(module, "config", None)
-        if hasattr(module, "layers_are_rescaled") and getattr(config, "rescale_every", 0) > 0:
+        every = getattr(getattr(module, "config", None), "rescale_every", 0)
+        if hasattr(module, "layers_are_rescaled") and every > 0:
             raise MemberError(
                 f"{type(module).__name__} multiplies its own weights while it computes "
-                f"(rescale_every is {config.rescale_every} in its configuration): averages "
+                f"(rescale_every is {every} in its configuration): averages "
                 "cannot be written into them.",
                 "Set rescale_every to 0 in config.json, of the model and of its checkpoints.",
             )
