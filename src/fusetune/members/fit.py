@@ -14,6 +14,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from fusetune.errors import MemberError
 from fusetune.members.binding import Binding
+from fusetune.members.checkpoints.wrappers import places_in
 from fusetune.members.header import TensorSpec
 from fusetune.members.member import Member, architectures
 from fusetune.members.saved_layout import to_saved_layout
@@ -50,6 +51,8 @@ def check_fits_its_model(member: Member) -> str:
         ) from error
     try:
         own = {name: info for name, info in member.tensors.items() if not info.key}
+        if member.lightning and (places := places_in(model, own)):
+            own = {name: own[place] for name, place in places.items()}
         Binding(model, own)  # further modules have a class of their own
     except MemberError as error:
         raise MemberError(
