@@ -13,8 +13,9 @@ from safetensors.torch import save
 
 from fusetune.errors import MemberError
 from fusetune.members import fetch
+from fusetune.members.checkpoints.steps import checkpoint_of
 from fusetune.members.discover import find_members
-from fusetune.members.pool import MemberPool
+from fusetune.members.pool import MemberPool, inspect
 
 STORE = fsspec.filesystem("memory")
 
@@ -100,3 +101,38 @@ def test_what_cannot_be_had_is_said(bucket: str, url: str, message: str) -> None
     with pytest.raises(MemberError) as info:
         find_members(url)
     assert message in str(info.value)
+
+
+def test_what_is_no_whole_checkpoint_is_named(bucket: str) -> None:
+    STORE.pipe("/bucket/run/checkpoint-200/model-00001-of-00002.safetensors", b"x")
+    for wanted in (bucket, f"{bucket}/checkpoint-*"):
+        found = inspect(wanted)
+        assert [path.name for path in found.incomplete] == ["checkpoint-200"]
+        assert "shards without their index" in found.notes[0]
+        assert len(found.members) == 3
+    with pytest.raises(MemberError, match=r"(?s)No checkpoint at.*shards without their index"):
+        find_members(f"{bucket}/checkpoint-2*")
+
+
+def test_single_files_and_adapters_with_a_name(bucket: str) -> None:
+    for epoch in (2, 10):
+        state = save({"w": torch.full((3,), float(epoch))})
+        STORE.pipe(f"/bucket/files/epoch{epoch}.safetensors", state)
+        folder = f"/bucket/adapters/checkpoint-{epoch}"
+        STORE.pipe(f"{folder}/sft/adapter_model.safetensors", state)
+        STORE.pipe(f"{folder}/optimizer.pt", b"none of our business")
+    for wanted in ("memory://bucket/files", "memory://bucket/files/epoch*.safetensors"):
+        pool = MemberPool.open(wanted)
+        assert pool.names == ("epoch2.safetensors", "epoch10.safetensors")
+        assert [float(pool.load_tensor(i, "w")[0]) for i in range(2)] == [2.0, 10.0]
+        first = fetch.source_of(pool.members[0].path)
+        assert first == "memory:///bucket/files/epoch2.safetensors"
+    for wanted in ("memory://bucket/adapters", "memory://bucket/adapters/checkpoint-*"):
+        folders = find_members(wanted).folders
+        assert [checkpoint_of(folder).name for folder in folders] == [
+            "checkpoint-2",
+            "checkpoint-10",
+        ]
+        source = fetch.source_of(folders[0])
+        assert source == "memory:///bucket/adapters/checkpoint-2/sft"
+        assert fetch.fetch(source) == folders[0]

@@ -55,7 +55,7 @@ def find_members(paths: Paths) -> Found:
     Raises:
         MemberError: If a path does not exist or nothing is found.
     """
-    given = _here([paths] if isinstance(paths, str | Path) else list(paths))
+    given, left_out = _here([paths] if isinstance(paths, str | Path) else list(paths))
     expanded = [_expand(Path(path).expanduser()) for path in given]
     named = [member for found in expanded for member in found.members]
     folders: dict[Path, Path] = {}
@@ -73,7 +73,7 @@ def find_members(paths: Paths) -> Found:
         for folder, why in found.left_out.items():
             if folder.resolve() not in folders:
                 unfinished.setdefault(folder.resolve(), (folder, why))
-    left_out = dict(unfinished.values())
+    left_out |= dict(unfinished.values())
     if not folders:
         listed = "".join(f"\n  {path} is left out: {why}" for path, why in left_out.items())
         raise MemberError(
@@ -85,16 +85,22 @@ def find_members(paths: Paths) -> Found:
     return Found(tuple(folders.values()), left_out, repeated)
 
 
-def _here(given: Sequence[str | Path]) -> list[str | Path]:
-    """The same with copies of members that are elsewhere, in natural order of their URLs."""
+def _here(given: Sequence[str | Path]) -> tuple[list[str | Path], dict[Path, str]]:
+    """The same with copies of members that are elsewhere, in natural order of their URLs.
+
+    And what was left out there, with the reason.
+    """
     found: list[str | Path] = []
+    left_out: dict[Path, str] = {}
     for path in given:
         if isinstance(path, str) and is_url(path):
-            urls = sorted(find_elsewhere(path), key=lambda url: natural(Path(url)))
+            there = find_elsewhere(path)
+            urls = sorted(there.members, key=lambda url: natural(Path(url)))
             found += [fetch(url) for url in urls]
+            left_out |= {Path(url): why for url, why in there.left_out.items()}
         else:
             found.append(path)
-    return found
+    return found, left_out
 
 
 def natural(path: Path) -> tuple[tuple[int, int | str], ...]:

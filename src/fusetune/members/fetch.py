@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.core import url_to_fs
 
 from fusetune.errors import MemberError
+from fusetune.members import formats
+from fusetune.members.checkpoints.steps import is_numbered
 from fusetune.members.disk import locked, replaced_folder, require_space, write_json
 
 CACHE = "FUSETUNE_CACHE"
@@ -28,7 +31,8 @@ templates of it: a recipe could run code by a URL alone."""
 
 SOURCE = "source.json"
 ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+ADAPTER = "adapter_model.safetensors"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", ADAPTER)
 
 
 def is_url(path: str | Path) -> bool:
@@ -36,8 +40,21 @@ def is_url(path: str | Path) -> bool:
     return isinstance(path, str) and "://" in path
 
 
-def find_elsewhere(url: str) -> list[str]:
-    """The folders of members that a URL means: a member, a folder of members, or a pattern.
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What a URL means.
+
+    Attributes:
+        members: URLs of folders, or of single files.
+        left_out: URL of what looks like a checkpoint and is none → why.
+    """
+
+    members: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def find_elsewhere(url: str) -> Elsewhere:
+    """The members that a URL means: a member, a folder of members, or a pattern.
 
     Args:
         url: As `s3://bucket/run/checkpoint-*`.
@@ -47,27 +64,38 @@ def find_elsewhere(url: str) -> list[str]:
     """
     fs, root = _open(url)
     root = root.rstrip("/")
+    found: list[str] = []
+    left_out: dict[str, str] = {}
     try:
         if any(sign in root for sign in "*?["):
             candidates = [str(path) for path in fs.glob(root)]
+        elif fs.isfile(root) or _folder_of(fs, root) == root:
+            candidates = [root]
         else:
-            inside = fs.ls(root, detail=True)
-            here = [_name(item) for item in inside if item["type"] == "file"]
-            if any(name in WEIGHTS for name in here):
-                return [str(fs.unstrip_protocol(root))]
-            candidates = [item["name"] for item in inside if item["type"] == "directory"]
-        found = [path for path in candidates if _has_weights(fs, path)]
+            candidates = [str(item["name"]) for item in fs.ls(root, detail=True)]
+        for path in candidates:
+            if PurePosixPath(path).name.startswith("."):
+                continue
+            if not fs.isdir(path):
+                found += [path] if _is_single(path) else []
+            elif folder := _folder_of(fs, path):
+                found.append(folder)
+            elif why := formats.lacks(PurePosixPath(path).name, _names(fs, path)):
+                left_out[fs.unstrip_protocol(path.rstrip("/"))] = why
     except MemberError:
         raise
     except Exception as error:  # each store has its own
         raise _unreadable(url, error) from error
     if not found:
+        listed = "".join(f"\n  {path} is left out: {why}" for path, why in left_out.items())
         raise MemberError(
-            f"No checkpoint at {url}.",
+            f"No checkpoint at {url}." + (listed and listed + "\n"),
             "Give a folder with model.safetensors, the folder that contains such folders, or "
             "a pattern.",
         )
-    return [fs.unstrip_protocol(path.rstrip("/")) for path in found]
+    folders = [path for path in found if fs.isdir(path)]
+    members = (fs.unstrip_protocol(path.rstrip("/")) for path in folders or found)
+    return Elsewhere(tuple(members), left_out)
 
 
 def fetch(url: str) -> Path:
@@ -88,33 +116,39 @@ def fetch(url: str) -> Path:
             if item["type"] == "file" and _name(item).endswith(ENDINGS)
         }
         marks = [(name, item["size"], fs.ukey(item["name"])) for name, item in files.items()]
+        single = fs.isfile(root)
     except Exception as error:
         raise _unreadable(url, error) from error
     url = str(fs.unstrip_protocol(root))  # without credentials, if it had any
     digest = hashlib.sha256(json.dumps([url, marks], default=str).encode()).hexdigest()
     home = _cache() / digest[:32]
-    member = home / (PurePosixPath(root).name or "member")
+    place = PurePosixPath(root)
+    named = not single and not is_numbered(place.name) and is_numbered(place.parent.name)
+    # An adapter with a name keeps the checkpoint's folder around it, which has the number.
+    local = f"{place.parent.name}/{place.name}" if named else place.name or "member"
     home.parent.mkdir(parents=True, exist_ok=True)
     with locked(home.with_suffix(".lock")):
         if (home / SOURCE).is_file():
-            return member
+            return home / local
         require_space(home.parent, sum(int(item["size"]) for item in files.values()))
         with replaced_folder(home) as new:
-            (new / member.name).mkdir()
+            if not single:
+                (new / local).mkdir(parents=True)
             for name, item in files.items():
-                _copy(fs, item, new / member.name / name, url)
+                _copy(fs, item, new / local if single else new / local / name, url)
             write_json(new / SOURCE, {"url": url})
-    return member
+    return home / local
 
 
 def source_of(path: Path) -> str | None:
     """The URL of which a folder is the copy; None of any other folder."""
-    try:
-        found = json.loads((path.parent / SOURCE).read_text(encoding="utf-8"))
-        url = found["url"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return url if isinstance(url, str) else None
+    for folder in (path.parent, path.parent.parent):
+        try:
+            url = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["url"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return url if isinstance(url, str) else None
+    return None
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -136,10 +170,28 @@ def _open(url: str) -> tuple[Any, str]:
     return fs, str(root)
 
 
-def _has_weights(fs: Any, path: str) -> bool:
-    if not fs.isdir(path) or PurePosixPath(path).name.startswith("."):
-        return False
-    return any(_name(item) in WEIGHTS for item in fs.ls(path, detail=True))
+def _names(fs: Any, path: str) -> list[str]:
+    return [_name(item) for item in fs.ls(path, detail=True)]
+
+
+def _folder_of(fs: Any, path: str) -> str | None:
+    """The folder itself if it has weights, or the one of the only adapter with a name in it."""
+    inside = fs.ls(path, detail=True)
+    names = [_name(item) for item in inside if item["type"] == "file"]
+    if any(name in WEIGHTS for name in names):
+        return path
+    number = is_numbered(PurePosixPath(path).name)
+    if number and len([name for name in names if _is_single(name)]) == 1:
+        return path
+    folders = [str(item["name"]) for item in inside if item["type"] == "directory" and number]
+    adapters = [folder for folder in folders if ADAPTER in _names(fs, folder)]
+    return adapters[0] if len(adapters) == 1 else None
+
+
+def _is_single(name: str) -> bool:
+    """Whether a file is a model by itself, by its name."""
+    name = PurePosixPath(name).name
+    return name.endswith(formats.SAFETENSORS) and not formats.BESIDE.match(name)
 
 
 def _copy(fs: Any, item: Mapping[str, Any], target: Path, url: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,8 +138,7 @@ def is_unfinished(path: Path) -> str | None:
     if path.is_dir():
         begun = looks_like(path) or _usual(path) or lacks_weights(path) is not None
     else:
-        parts = {f".{part.strip('~')}" for part in path.name.split(".")[1:]}
-        begun = not parts.isdisjoint({SAFETENSORS, GGUF, *PICKLES})
+        begun = _is_unfinished_file(path.name)
     return "its name is that of a checkpoint that is still being written" if begun else None
 
 
@@ -147,9 +146,13 @@ def lacks_weights(path: Path) -> str | None:
     """Why a folder that looks like a checkpoint is none; None if it does not look like one."""
     if not path.is_dir() or _usual(path):
         return None
-    names = sorted(file.name for file in path.iterdir())
+    return lacks(path.name, sorted(file.name for file in path.iterdir()))
+
+
+def lacks(folder: str, names: Sequence[str]) -> str | None:
+    """The same of a folder without weights, by its name and the names in it."""
     shard = next((name for name in names if SHARD.fullmatch(name)), None)
-    unfinished = next((name for name in names if is_unfinished(path / name)), None)
+    unfinished = next((name for name in names if _is_unfinished_file(name)), None)
     if shard is not None:
         return f"it holds shards without their index ({shard})"
     if unfinished is not None:
@@ -158,7 +161,13 @@ def lacks_weights(path: Path) -> str | None:
         return "it holds the state of a training, and no weights"
     if "config.json" in names or "adapter_config.json" in names:
         return "it holds a configuration, and no weights"
-    return "it holds no weights" if is_numbered(path.name) else None
+    return "it holds no weights" if is_numbered(folder) else None
+
+
+def _is_unfinished_file(name: str) -> bool:
+    parts = {f".{part.strip('~')}" for part in name.split(".")[1:]}
+    weights = {SAFETENSORS, GGUF, *PICKLES}
+    return UNFINISHED.fullmatch(name) is not None and not parts.isdisjoint(weights)
 
 
 def _usual(folder: Path) -> bool:
