@@ -146,8 +146,10 @@ def test_names() -> None:
     assert list(own_names(lightning, lightning=True).values()) == ["a", "b"]
     fsdp = ["_fsdp_wrapped_module.a._fsdp_wrapped_module._checkpoint_wrapped_module.b"]
     assert list(own_names(fsdp).values()) == ["a.b"]
-    with pytest.raises(MemberError, match="are both 'a'"):
-        own_names(["_orig_mod.a", "a"])
+    with pytest.raises(MemberError, match=r"x.pt has '_orig_mod.a' and 'a': .* both are 'a'"):
+        own_names(["_orig_mod.a", "a"], where="x.pt")
+    with pytest.raises(MemberError, match="one flat tensor of FSDP"):
+        own_names(["_fsdp_wrapped_module._flat_param"])
 
 
 @pytest.mark.parametrize("collected", [True, False])

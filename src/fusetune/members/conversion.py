@@ -142,7 +142,7 @@ def open_member(path: Path, conversion: Conversion | None = None) -> Member:
                 hint="Copy or save this checkpoint again, or leave it out.",
             )
     member = Member.open(path)
-    own = own_names(member.tensors, collected=member.manifest is not None)
+    own = own_names(member.tensors, collected=member.manifest is not None, where=path)
     if all(name == network for name, network in own.items()):
         return _averageable(member)
     if module_folders(path):
@@ -252,7 +252,7 @@ def _read(path: Path, foreign: Foreign) -> _Content:
             "Copy the checkpoint again, or leave it out.",
         )
     collected = _manifest(path, foreign) is not None
-    own = own_names(names, collected=collected, lightning=lightning)
+    own = own_names(names, collected=collected, lightning=lightning, where=path)
     tensors = {
         file: {own[name]: tensor for name, tensor in found.items() if name in own}
         for file, found in raw.items()

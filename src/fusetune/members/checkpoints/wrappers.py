@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ ELSEWHERE: Mapping[str, str] = {
 import, are not installed or have no public name."""
 
 MODULE = "module."
+FLAT = ("_flat_param", "flat_param")
 NETWORK = "model."
 COUNTER = "n_averaged"
 """How many models an AveragedModel has averaged; it stands beside the network."""
@@ -56,7 +58,11 @@ def without_marks(name: str) -> str:
 
 
 def own_names(
-    names: Iterable[str], *, collected: bool = False, lightning: bool = False
+    names: Iterable[str],
+    *,
+    collected: bool = False,
+    lightning: bool = False,
+    where: str | Path = "A state dict",
 ) -> dict[str, str]:
     """The names of a state dict → the network's own; a wrapper's counter has none.
 
@@ -64,11 +70,17 @@ def own_names(
         names: All names of one model, as "module._orig_mod.layer.weight".
         collected: Whether our collector wrote them, which leaves no wrapper around a network.
         lightning: Whether they are of a Lightning module, which has its network as `model`.
+        where: What has them, for messages.
 
     Raises:
-        MemberError: If two tensors get one name.
+        MemberError: If two tensors get one name, or parameters are flattened into one.
     """
     plain = {name: without_marks(name) for name in names}
+    if flat := next((name for name in plain if name.endswith(FLAT)), None):
+        raise MemberError(
+            f"{where} has many parameters as one flat tensor of FSDP ({flat}), not the model's.",
+            hint="Save with FSDP's FULL_STATE_DICT.",
+        )
     if not collected:
         plain = _inside_module(plain)
     if lightning and all(own.startswith(NETWORK) for own in plain.values()):
@@ -77,7 +89,8 @@ def own_names(
     for name, own in plain.items():
         if first.setdefault(own, name) != name:
             raise MemberError(
-                f"Without what wrappers add, {first[own]!r} and {name!r} are both {own!r}.",
+                f"{where} has {first[own]!r} and {name!r}: without what wrappers add, both are "
+                f"{own!r}.",
                 hint="Save the state_dict() of the network inside of the wrapper.",
             )
     return plain
