@@ -1,9 +1,13 @@
+import contextlib
+import json
+from pathlib import Path
+
 import optuna
 import pytest
 
 from fusetune.errors import RunError
 from fusetune.optimization.journal import open_journal, repair
-from fusetune.optimization.storage import quiet
+from fusetune.optimization.storage import open_existing, quiet
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +96,25 @@ def test_a_folder_is_made_and_a_file_in_its_place_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be opened"):
         open_journal(tmp_path / "file" / "journal")
+
+
+def test_a_journal_whose_records_make_no_study_is_one_message(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.journal"
+    with quiet():
+        study = optuna.create_study(storage=open_journal(whole), study_name="s")
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        study.tell(trial, 1.0)
+    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    for i, record in enumerate(lines):
+        for key in set(record) - {"op_code", "worker_id"}:
+            for other in ({k: v for k, v in record.items() if k != key}, {**record, key: [[]]}):
+                path = tmp_path / "changed.journal"
+                changed = [*lines[:i], other, *lines[i + 1 :]]
+                path.write_text("".join(json.dumps(r) + "\n" for r in changed))
+                for opening in (open_journal, open_existing):
+                    with contextlib.suppress(RunError):  # or it makes no difference
+                        opening(path)
+    path.write_text("".join(json.dumps(r) + "\n" for r in [lines[0], {"op_code": 1}]))
+    with pytest.raises(RunError, match="is damaged"):
+        open_journal(path)

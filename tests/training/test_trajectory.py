@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, PreTrainedModel, TrainerCallback
 
-from fusetune.errors import RecipeError, StageError
+from fusetune.errors import RecipeError, RunError, StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.tasks.task import Encoded
 from fusetune.training.arguments import build
@@ -214,3 +215,27 @@ def rehearsal(
 ) -> None:
     settings = build(folder, arguments, epochs=1, seed=41)
     rehearse(model or tiny.bert(), data(), collate, arguments, settings, 6)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("trainer_state.json", b"{}"), ("trainer_state.json", b"{"),
+        ("trainer_state.json", b'{"global_step": 4, "max_steps": 8, "epoch": 1.0}'),
+        ("trainer_state.json", None), ("optimizer.pt", b"x"), ("scheduler.pt", b""),
+        ("rng_state.pth", b"no pickle"), ("model.safetensors", b"torn"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_one_message_and_the_advice_works(
+    file: str, content: bytes | None, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, StopAt(16), save_strategy="steps", save_steps=4)
+    last = max((tmp_path / "work").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    (last / file).unlink()
+    if content is not None:
+        (last / file).write_bytes(content)
+    with pytest.raises((RunError, StageError), match=rf"{last.name}.*Remove this folder"):
+        run(tmp_path, save_strategy="steps", save_steps=4)
+    shutil.rmtree(last)
+    assert run(tmp_path, save_strategy="steps", save_steps=4) == 24

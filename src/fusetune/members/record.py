@@ -51,13 +51,16 @@ def shaped(shape: type[Shape]) -> Callable[[Any], dict[str, Any]]:
     return parse
 
 
-def read_record(path: Path, parse: Callable[[Any], T], advice: str = REMOVE) -> T | None:
+def read_record(
+    path: Path, parse: Callable[[Any], T], advice: str = REMOVE, *, finite: bool = True
+) -> T | None:
     """What a record says; None if there is none.
 
     Args:
         path: The file.
         parse: JSON → the result; whatever it raises for another shape is a damaged record.
         advice: What to do about one that is damaged; doing it has to work.
+        finite: Whether NaN and infinity, which JSON lacks, are damage too.
 
     Raises:
         RunError: If the file cannot be read, is no JSON, or has another shape.
@@ -65,7 +68,7 @@ def read_record(path: Path, parse: Callable[[Any], T], advice: str = REMOVE) -> 
     try:
         if regular(path).st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        content = json.loads(path.read_bytes(), parse_constant=_no_number)
+        content = json.loads(path.read_bytes(), parse_constant=_no_number if finite else None)
         return parse(content)
     except (FileNotFoundError, NotADirectoryError):
         return None

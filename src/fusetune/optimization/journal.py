@@ -16,12 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import (
     BaseJournalBackend,
     JournalFileBackend,
     JournalFileOpenLock,
 )
+from optuna.trial import TrialState
 
 from fusetune.errors import RunError
 from fusetune.optimization.patience import Patience
@@ -49,9 +51,33 @@ def open_journal(path: Path, patience: float | None = None) -> JournalStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         repair(path)
         _remove_leftover_locks(path)
-        return JournalStorage(PatientJournal(path, Patience(str(path), patience)))
+        return replayed(PatientJournal(path, Patience(str(path), patience)), path)
     except OSError as error:
         raise RunError(f"The journal of trials {path} cannot be opened: {error}.") from error
+
+
+def replayed(journal: BaseJournalBackend, path: Path) -> JournalStorage:
+    """The storage that a journal describes.
+
+    Raises:
+        RunError: If its records are JSON, but do not make studies and trials.
+    """
+    try:
+        storage = JournalStorage(journal)
+        for name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage)
+            count = len(study.directions)
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                if len([float(value) for value in trial.values]) != count:
+                    raise ValueError(f"trial {trial.number} of {name} has not {count} values")
+        return storage
+    except OSError:
+        raise
+    except Exception as error:  # whatever a record without its keys, or of odd values, gives
+        raise RunError(
+            f"The journal of trials {path} is damaged: {type(error).__name__}: {error}.",
+            "Restore it from a copy; or remove it, and run with --force to search anew.",
+        ) from error
 
 
 class PatientJournal(JournalFileBackend):

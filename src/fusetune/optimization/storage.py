@@ -15,14 +15,14 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from fusetune.errors import RunError, StorageError
 from fusetune.members.disk import is_disk_full
 from fusetune.optimization.database import PatientDatabase
-from fusetune.optimization.journal import Watching, existing_journal, open_journal
+from fusetune.optimization.journal import Watching, existing_journal, open_journal, replayed
 from fusetune.optimization.patience import Patience, reason
 from fusetune.redaction import without_secrets
 
@@ -253,7 +253,7 @@ def open_existing(location: str | PathLike[str]) -> BaseStorage:
     """
     url = str(location)
     if "://" not in url:
-        return JournalStorage(Watching(existing_journal(Path(location))))
+        return replayed(Watching(existing_journal(Path(location))), Path(location))
     scheme, _, file = url.partition(":///")
     if scheme.startswith("sqlite") and not Path(file.partition("?")[0]).is_file():
         raise RunError(f"There is no storage {url}: the file {file} does not exist.")

@@ -15,13 +15,17 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import ParallelMode
 
-from fusetune.errors import RecipeError
+from fusetune.errors import FusetuneError, RecipeError, StageError
+from fusetune.members.disk import is_disk_full
+from fusetune.members.record import Shape, read_record
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.order import OrderKeeper
@@ -29,6 +33,11 @@ from fusetune.training.schedules import SCHEDULES, scheduler
 from fusetune.training.sharded import from_first
 from fusetune.training.tracking import own_runs, write_into
 from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
+
+REMOVE_CHECKPOINT = (
+    "Remove this folder and run the same command again: the training goes on from the "
+    "checkpoint before it, or begins anew, with the same result."
+)
 
 
 class _Trainer(Trainer):
@@ -178,12 +187,73 @@ def train(
     if logs is not None:
         write_into(trainer.callback_handler.callbacks, logs)
     with own_runs(settings, trainer.callback_handler.callbacks):
-        trainer.train(resume_from_checkpoint=resumed)
+        _train(trainer, resumed)
     steps = trainer.state.global_step
     del trainer
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return steps
+
+
+def _train(trainer: Trainer, resumed: str | None) -> None:
+    """Train; what a damaged checkpoint makes the library raise becomes one message.
+
+    Raises:
+        StageError: If the training cannot go on from its checkpoint.
+    """
+    begun = _Begun()
+    trainer.add_callback(begun)
+    try:
+        trainer.train(resume_from_checkpoint=resumed)
+    except Exception as error:
+        own = isinstance(error, FusetuneError | MemoryError | torch.OutOfMemoryError)
+        if resumed is None or begun.begun or own or is_disk_full(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StageError(f"{resumed} is damaged: {reason}.", REMOVE_CHECKPOINT) from error
+
+
+class _Begun(TrainerCallback):
+    """Whether a training has come to a step: until then, all that is read is a checkpoint."""
+
+    begun = False
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Note the first step."""
+        self.begun = True
+
+
+class _State(Shape):
+    """trainer_state.json, as far as a training needs it to go on."""
+
+    global_step: int
+    max_steps: int
+    epoch: float
+    log_history: list[dict[str, Any]]
+
+
+def _require_state(checkpoint: Path) -> None:
+    """Check that a checkpoint knows its step: with another, the training would be another.
+
+    Raises:
+        RunError: If not.
+    """
+
+    def parse(content: Any) -> int:
+        state = _State.model_validate(content)
+        if checkpoint.name != f"checkpoint-{state.global_step}":
+            raise ValueError(f"its step is {state.global_step}")
+        return state.global_step
+
+    file = checkpoint / "trainer_state.json"
+    if read_record(file, parse, REMOVE_CHECKPOINT, finite=False) is None:
+        raise StageError(f"{file} is gone.", REMOVE_CHECKPOINT)
 
 
 def parameters_sha256(model: PreTrainedModel) -> str:
@@ -199,9 +269,14 @@ def _resumable(folder: Path) -> str | None:
     """The last complete checkpoint; incomplete ones are removed."""
     complete: list[Path] = []
     for path in folder.glob("checkpoint-*"):
+        if not path.name.removeprefix("checkpoint-").isdecimal():
+            continue
         if (path / MARKER).is_file():
             complete.append(path)
         else:
             shutil.rmtree(path)
     complete.sort(key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(complete[-1]) if complete else None
+    if not complete:
+        return None
+    _require_state(complete[-1])
+    return str(complete[-1])
