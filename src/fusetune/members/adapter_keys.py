@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fusetune.errors import MemberError
+from fusetune.members.checkpoints.wrappers import MODULE, without_marks
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(
@@ -25,7 +26,6 @@ TOKENS = ".token_adapter."
 ROWS = re.compile(
     r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.(?P<adapter>.+))?"
 )
-WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def sort_keys(place: str, names: Iterable[str]) -> Keys:
     adapters: set[str] = set()
     rest: dict[str, str] = {}
     for key in sorted(names):
-        name = _unwrapped(key).removeprefix(PREFIX).replace("_orig_mod.", "")
+        name = _unwrapped(key).removeprefix(PREFIX)
         factor, rows = FACTOR.fullmatch(name), ROWS.fullmatch(name)
         if factor is not None:
             part = factor["part"] + (".bias" if factor["leaf"] == "bias" else "")
@@ -138,7 +138,7 @@ def key_of(name: str, wrapped: Mapping[str, int], rows: Iterable[str]) -> str:
 
 def _unwrapped(key: str) -> str:
     """A key without the wrappers of PyTorch in front of PEFT's."""
-    found = WRAPPERS.match(key)
-    assert found is not None  # it may match nothing
-    inner = key[found.end() :]
-    return inner if inner.startswith(PREFIX) else key.replace("_orig_mod.", "")
+    plain = inner = without_marks(key)
+    while inner.startswith(MODULE):
+        inner = inner.removeprefix(MODULE)
+    return inner if inner.startswith(PREFIX) else plain

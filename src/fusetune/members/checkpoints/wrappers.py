@@ -42,7 +42,7 @@ ELSEWHERE: Mapping[str, str] = {
 import, are not installed or have no public name."""
 
 MODULE = "module."
-FLAT = ("_flat_param", "flat_param")
+FLAT = "_flat_param"
 NETWORK = "model."
 COUNTER = "n_averaged"
 """How many models an AveragedModel has averaged; it stands beside the network."""
@@ -76,9 +76,9 @@ def own_names(
         MemberError: If two tensors get one name, or parameters are flattened into one.
     """
     plain = {name: without_marks(name) for name in names}
-    if flat := next((name for name in plain if name.endswith(FLAT)), None):
+    if flat := next((name for name in plain if name.rpartition(".")[2] == FLAT), None):
         raise MemberError(
-            f"{where} has many parameters as one flat tensor of FSDP ({flat}), not the model's.",
+            f"{where} has many parameters of a model as one flat tensor of FSDP ({flat}).",
             hint="Save with FSDP's FULL_STATE_DICT.",
         )
     if not collected:
