@@ -55,6 +55,16 @@ def test_members_are_found_in_order_and_can_be_fused(bucket: str, tmp_path: Path
     assert fetch.source_of(tmp_path) is None
 
 
+def test_all_that_belongs_to_a_model_is_fetched(bucket: str) -> None:
+    along = ("source.spm", "bpe.codes", "2_Dense/model.safetensors", "preprocessor_config.json")
+    stays = ("rng_state.pth", "v/head.bin", "runs/events", "global_step3/model.safetensors")
+    for name in (*along, *stays):
+        STORE.pipe(f"/bucket/run/checkpoint-9/{name}", b"{}")
+    folder = fetch.fetch(f"{bucket}/checkpoint-9")
+    there = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
+    assert there == {"config.json", "model.safetensors", *along}
+
+
 def test_what_was_fetched_is_not_fetched_again_until_it_changes(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,22 @@ def files_of(folder: Path, weights: bool = False) -> dict[str, Path]:
     return {name: file for name, file in found.items() if not name.endswith(".py")}
 
 
+def belongs_to_a_member(name: str) -> bool:
+    """Whether a file is of a checkpoint's model, told by its name alone, where it is elsewhere.
+
+    Args:
+        name: Relative to the checkpoint, with "/".
+    """
+    *folders, last = name.split("/")
+    if any(part.startswith(".") for part in (*folders, last)):
+        return False
+    if any(STATE_FOLDERS.fullmatch(folder) for folder in folders):
+        return False
+    if last == "trainer_state.json" or last.endswith((".safetensors", ".index.json")):
+        return True
+    return not (_is_state(name) or WEIGHTS.fullmatch(last))
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether the files of a tokenizer are in a folder."""
     return folder.is_dir() and any(

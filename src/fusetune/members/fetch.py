@@ -20,6 +20,7 @@ from fsspec.core import url_to_fs
 from fusetune.errors import MemberError
 from fusetune.members import formats
 from fusetune.members.checkpoints.steps import is_numbered
+from fusetune.members.companions import belongs_to_a_member
 from fusetune.members.disk import locked, replaced_folder, require_space, write_json
 
 CACHE = "FUSETUNE_CACHE"
@@ -30,7 +31,6 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "hf", "file", "memory")
 templates of it: a recipe could run code by a URL alone."""
 
 SOURCE = "source.json"
-ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", ADAPTER)
 
@@ -110,11 +110,8 @@ def fetch(url: str) -> Path:
     fs, root = _open(url)
     root = root.rstrip("/")
     try:
-        files = {
-            _name(item): item
-            for item in sorted(fs.ls(root, detail=True), key=lambda item: str(item["name"]))
-            if item["type"] == "file" and _name(item).endswith(ENDINGS)
-        }
+        there = {_inside(path, root): item for path, item in fs.find(root, detail=True).items()}
+        files = {n: there[n] for n in sorted(there) if belongs_to_a_member(n)}
         marks = [(name, item["size"], fs.ukey(item["name"])) for name, item in files.items()]
         single = fs.isfile(root)
     except Exception as error:
@@ -135,7 +132,9 @@ def fetch(url: str) -> Path:
             if not single:
                 (new / local).mkdir(parents=True)
             for name, item in files.items():
-                _copy(fs, item, new / local if single else new / local / name, url)
+                target = new / local if single else new / local / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy(fs, item, target, url)
             write_json(new / SOURCE, {"url": url})
     return home / local
 
@@ -205,6 +204,12 @@ def _copy(fs: Any, item: Mapping[str, Any], target: Path, url: str) -> None:
             f"{url}/{target.name} came with {size} bytes in the place of {item['size']}.",
             "Fetch again: run the same command.",
         )
+
+
+def _inside(path: str, root: str) -> str:
+    """A file's name relative to what was listed, which it never leads out of."""
+    parts = PurePosixPath(path.removeprefix(root) or PurePosixPath(root).name).parts
+    return "/".join(part for part in parts if part not in ("/", ".", ".."))
 
 
 def _name(item: Mapping[str, Any]) -> str:
