@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "fusetune"
 
 # A room may import from its own layer's rooms in order, and from every layer before.
 LAYERS = (
-    ("redaction", "errors", "objective", "recipe_yaml", "run_layout"),
+    ("redaction", "errors", "objective", "recipe_yaml", "run_layout", "files"),
     ("tasks", "models", "members"),
     ("evaluation", "executors"),
     ("training", "optimization"),

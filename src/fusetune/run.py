@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from fusetune.errors import RecipeError, RunError
+from fusetune.files.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.members.claim import claimed
 from fusetune.members.disk import remove, write_json
-from fusetune.members.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.recipe import Recipe
 from fusetune.recipe_file import TEXTS, difference
 from fusetune.recipe_yaml import read_text, read_yaml

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fusetune.cli import app
 from fusetune.errors import ModelError, RunError
-from fusetune.members.record import read_record, shaped
+from fusetune.files.record import read_record, shaped
 from fusetune.models.load import resolve
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.pipeline.push import prepare

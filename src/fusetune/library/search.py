@@ -24,6 +24,7 @@ from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.executors.serial import SerialExecutor
+from fusetune.files.record import mapping, read_record
 from fusetune.library.function import Evaluate, FunctionScore
 from fusetune.library.models import build_model
 from fusetune.library.objectives import as_budget, as_method, as_objectives
@@ -34,7 +35,6 @@ from fusetune.members.claim import claimed
 from fusetune.members.discover import Paths
 from fusetune.members.disk import write_json
 from fusetune.members.pool import MemberPool
-from fusetune.members.record import mapping, read_record
 from fusetune.members.weights import FusionWeights
 from fusetune.methods import find as find_method
 from fusetune.methods.choices import with_choices, worse_than_member

@@ -32,6 +32,7 @@ from fusetune.members.checkpoints.steps import step_of
 from fusetune.members.header import TensorInfo, read_header
 from fusetune.members.manifest import Manifest, read_manifest
 from fusetune.members.member import Member, check_sizes, read_json
+from fusetune.models.own_files import require_own_links
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -111,6 +112,7 @@ class AdapterMember(Member):
                 an option under which its average is not defined.
         """
         path = Path(path)
+        require_own_links(path)
         manifest = read_manifest(path)
         if manifest is not None:
             check_sizes(path, manifest)

@@ -68,18 +68,6 @@ def full_disk_is_an_error(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def regular(path: Path) -> os.stat_result:
-    """What the system says of a file; a pipe or a device would block, or never end.
-
-    Raises:
-        OSError: If there is none, or it is not an ordinary file.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
-    return found
-
-
 def without_links(path: str, flags: int) -> int:
     """An opener for `open` that refuses a link or a pipe in the place of the file.
 

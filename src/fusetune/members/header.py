@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fusetune.errors import MemberError
-from fusetune.members.disk import regular
+from fusetune.files.record import regular
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_DIMENSIONS = 64  # of a tensor; PyTorch's own limit

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import MemberError
-from fusetune.members.disk import file_sha256, regular, sync, write_json
+from fusetune.files.record import regular
+from fusetune.members.disk import file_sha256, sync, write_json
 
 MANIFEST = "member.json"
 

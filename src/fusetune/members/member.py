@@ -14,11 +14,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fusetune.errors import MemberError
+from fusetune.files.record import regular
 from fusetune.members import formats
 from fusetune.members.checkpoints.steps import checkpoint_of, step_of
-from fusetune.members.disk import file_sha256, regular
+from fusetune.members.disk import file_sha256
 from fusetune.members.header import TensorInfo, TensorSpec, read_header
 from fusetune.members.manifest import MANIFEST, Manifest, read_manifest
+from fusetune.models.own_files import require_own_links
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,6 +71,7 @@ class Member:
                 manifest says.
         """
         path = Path(path)
+        require_own_links(path)
         manifest = read_manifest(path)
         if manifest is not None:
             check_sizes(path, manifest)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from fusetune.errors import FusetuneError, ModelError
 from fusetune.models import gguf, quantised_load, scratch
 from fusetune.models.gguf import GGUF
+from fusetune.models.own_files import require_own_files
 from fusetune.models.packaged import PACKAGED, locate
 
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -269,7 +270,12 @@ def _check_can_be_quantised(name: str, gguf_file: str | None) -> None:
 
 
 def _check_folder(path: Path, allow_pickle: bool, gguf_file: str | None = None) -> None:
+    require_own_files(path)
     if gguf_file is not None:
+        if ".." in Path(gguf_file).parts or Path(gguf_file).is_absolute():
+            raise ModelError(
+                f"model.gguf_file is a file in the model's folder; got {gguf_file}."
+            )
         if not (path / gguf_file).is_file():
             there = ", ".join(sorted(f.name for f in path.glob("*.gguf"))) or "none"
             raise ModelError(f"{path} has no file {gguf_file}.", f"GGUF files there: {there}.")

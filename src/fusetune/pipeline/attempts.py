@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from fusetune.evaluation.bootstrap import LEVEL, bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
+from fusetune.files.record import mapping, read_record
 from fusetune.members.disk import write_json
-from fusetune.members.record import mapping, read_record
 from fusetune.objective import LOSS, Objective
 from fusetune.pipeline import halving
 from fusetune.pipeline.best_trial import RATE

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusetune.errors import RunError
+from fusetune.files.record import mapping, read_record
 from fusetune.members.disk import write_json
-from fusetune.members.record import mapping, read_record
 from fusetune.redaction import tree_without_secrets
 
 if TYPE_CHECKING:

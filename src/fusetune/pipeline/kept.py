@@ -11,9 +11,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from fusetune.files.record import Shape, read_record
 from fusetune.members.disk import write_json
 from fusetune.members.manifest import MANIFEST, assign_trajectory
-from fusetune.members.record import Shape, read_record
 from fusetune.objective import Objective
 from fusetune.pipeline.best_trial import best_trials
 from fusetune.training.collect import member_name

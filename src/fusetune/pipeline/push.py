@@ -18,8 +18,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fusetune.errors import RunError
+from fusetune.files.record import mapping, read_record
 from fusetune.members.export import FUSION
-from fusetune.members.record import mapping, read_record
 from fusetune.run import RunFolder
 
 CARD = "README.md"

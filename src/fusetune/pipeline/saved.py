@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fusetune.files.record import mapping, read_record
 from fusetune.members import points
 from fusetune.members.disk import write_json
 from fusetune.members.points import OwnModel, model_file
-from fusetune.members.record import mapping, read_record
 from fusetune.methods.method import FusionResult
 from fusetune.objective import Objective
 from fusetune.run import MethodResult, RunFolder, again

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusetune.errors import RunError
-from fusetune.members.record import Shape, read_record, shaped
+from fusetune.files.record import Shape, read_record, shaped
 from fusetune.objective import LOSS, Objective
 from fusetune.pipeline.comparison_plan import Plan
 from fusetune.pipeline.procedures.procedure import FIXED

@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import Field
 
+from fusetune.files.record import FileName, Shape, read_record, shaped
 from fusetune.members.disk import link, replaced_folder, write_json
 from fusetune.members.manifest import read_manifest
-from fusetune.members.record import FileName, Shape, read_record, shaped
 from fusetune.pipeline.kept import KeptTrial
 from fusetune.recipe import Recipe
 from fusetune.run import RunFolder

@@ -12,10 +12,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
+from fusetune.files.record import Shape, read_record, shaped
 from fusetune.members.disk import write_json
 from fusetune.members.mergekit import LinearMerge
 from fusetune.members.pool import MemberPool
-from fusetune.members.record import Shape, read_record, shaped
 from fusetune.members.weights import FusionWeights
 from fusetune.optimization.studies import best_parameters, inside
 from fusetune.pipeline.context import Context

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from fusetune.errors import NoResultError, StageError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.executors.group import current
+from fusetune.files.record import read_record, shaped
 from fusetune.members.disk import write_json
-from fusetune.members.record import read_record, shaped
 from fusetune.members.weights import FusionWeights
 from fusetune.pipeline import existing
 from fusetune.pipeline.attempts import Attempts, judged_from

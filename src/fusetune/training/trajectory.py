@@ -24,8 +24,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import ParallelMode
 
 from fusetune.errors import FusetuneError, RecipeError, StageError
+from fusetune.files.record import Shape, read_record
 from fusetune.members.disk import is_disk_full
-from fusetune.members.record import Shape, read_record
 from fusetune.tasks.task import Collate, Encoded
 from fusetune.training.arguments import build
 from fusetune.training.order import OrderKeeper

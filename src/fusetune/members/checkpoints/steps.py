@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusetune.members.disk import regular
+from fusetune.files.record import regular
 from fusetune.members.manifest import Manifest
 
 STATE = "trainer_state.json"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from fusetune.errors import DataError
-from fusetune.members.disk import regular
+from fusetune.files.record import regular
 from fusetune.tasks.files.delimited import CsvOptions, read_delimited
 from fusetune.tasks.files.json_rows import read_json
 

@@ -6,7 +6,10 @@ What uses one must never meet a shape that it does not expect.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -14,7 +17,6 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from fusetune.errors import RunError
-from fusetune.members.disk import regular
 
 T = TypeVar("T")
 
@@ -28,6 +30,18 @@ class Shape(BaseModel):
     """Base of the shapes of records: other keys may stand there too, numbers are finite."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+def regular(path: Path) -> os.stat_result:
+    """What the system says of a file; a pipe or a device would block, or never end.
+
+    Raises:
+        OSError: If there is none, or it is not an ordinary file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+    return found
 
 
 def _inside(name: str) -> str:

@@ -1,0 +1,72 @@
+"""Whether what a folder of a model names and links to lies in that folder.
+
+A folder that was handed over may hold an index that names files elsewhere, or a link in the
+place of a template of chats. What it leads to would be read, written into the fused model, and
+published with it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fusetune.errors import ModelError
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
+"""Endings of files that are read as numbers, and written anew: no text of theirs is copied."""
+
+
+def require_own_files(folder: Path) -> None:
+    """Check that what a model's folder names and links to lies in it.
+
+    Raises:
+        ModelError: If an index of shards names a file elsewhere, or as `require_own_links`.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        _check_index(index)
+    require_own_links(folder)
+
+
+def require_own_links(folder: Path) -> None:
+    """Check that links in the place of a model's texts lead to files of models.
+
+    They do in a cache of the Hub (`snapshots/` to `blobs/`), and where a file of the same name
+    in the folder of another model is shared. A link of weights may lead anywhere: what it leads
+    to is read as numbers, and written anew.
+
+    Raises:
+        ModelError: If a link leads to something else.
+    """
+    if not folder.is_dir():
+        return
+    home = folder.resolve()
+    for file in sorted(folder.iterdir()):
+        if not file.is_symlink() or file.suffix in WEIGHTS or not file.is_file():
+            continue
+        target = file.resolve()
+        cached = target.parent == home.parent.parent / "blobs"
+        shared = target.name == file.name and _is_model(target.parent)
+        if not (target.is_relative_to(home) or cached or shared):
+            raise ModelError(
+                f"{file} is a link to {target}, which is no file of a model: its text would go "
+                "into the fused model.",
+                "Put the file itself in its place.",
+            )
+
+
+def _is_model(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or (folder / "tokenizer_config.json").is_file()
+
+
+def _check_index(file: Path) -> None:
+    try:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name) for name in weight_map.values()}
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return  # damaged: who loads it says so
+    for name in sorted(names):
+        if Path(name).name != name or "\0" in name:
+            raise ModelError(
+                f"{file} points outside of its folder: {name!r}.",
+                "Get the model again from a place that you trust.",
+            )
