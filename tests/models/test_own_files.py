@@ -21,11 +21,14 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.txt", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "vocab.txt", "config.json", "v_head.bin", "more/merges.txt"]
+)
 def test_a_link_to_a_text_elsewhere_is_refused(name: str, model: Path, tmp_path: Path) -> None:
     for secret in (tmp_path / ".ssh/id_rsa", tmp_path / ".docker/config.json"):
         secret.parent.mkdir(exist_ok=True)
         secret.write_text("PRIVATE")
+        (model / name).parent.mkdir(exist_ok=True)
         (model / name).unlink(missing_ok=True)
         (model / name).symlink_to(secret)
         for opening in (lambda: resolve(str(model)), lambda: Member.open(model)):
@@ -33,6 +36,13 @@ def test_a_link_to_a_text_elsewhere_is_refused(name: str, model: Path, tmp_path:
                 FusetuneError, match=f"{name} is a link to .*no file of a model"
             ):
                 opening()
+
+
+def test_a_link_to_a_folder_elsewhere_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / ".ssh").mkdir()
+    (model / "processor").symlink_to(tmp_path / ".ssh")
+    with pytest.raises(ModelError, match="processor is a link to"):
+        Member.open(model)
 
 
 def test_links_of_a_cache_of_other_models_and_of_weights_are_fine(

@@ -8,12 +8,17 @@ published with it.
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from fusetune.errors import ModelError
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
-"""Endings of files that are read as numbers, and written anew: no text of theirs is copied."""
+WEIGHTS = re.compile(
+    r"(model|pytorch_model|adapter_model|consolidated)([.-].*)?\.(safetensors|bin|pt|pth)|.*\.gguf"
+)
+"""Names of the model's own weights: read as numbers and written anew, never copied."""
 
 
 def require_own_files(folder: Path) -> None:
@@ -28,7 +33,7 @@ def require_own_files(folder: Path) -> None:
 
 
 def require_own_links(folder: Path) -> None:
-    """Check that links in the place of a model's texts lead to files of models.
+    """Check that links beside a model's weights lead to files of models.
 
     They do in a cache of the Hub (`snapshots/` to `blobs/`), and where a file of the same name
     in the folder of another model is shared. A link of weights may lead anywhere: what it leads
@@ -40,18 +45,25 @@ def require_own_links(folder: Path) -> None:
     if not folder.is_dir():
         return
     home = folder.resolve()
-    for file in sorted(folder.iterdir()):
-        if not file.is_symlink() or file.suffix in WEIGHTS or not file.is_file():
-            continue
+    for file in _links(folder):
         target = file.resolve()
         cached = target.parent == home.parent.parent / "blobs"
         shared = target.name == file.name and _is_model(target.parent)
         if not (target.is_relative_to(home) or cached or shared):
             raise ModelError(
-                f"{file} is a link to {target}, which is no file of a model: its text would go "
-                "into the fused model.",
+                f"{file} is a link to {target}, which is no file of a model: its content would "
+                "go into the fused model.",
                 "Put the file itself in its place.",
             )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Links in a folder and below it, but for those of weights and those that lead nowhere."""
+    for place, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            path = Path(place, name)
+            if path.is_symlink() and path.exists() and not WEIGHTS.fullmatch(name):
+                yield path
 
 
 def _is_model(folder: Path) -> bool:
