@@ -15,6 +15,8 @@ from torch import nn
 from fusetune.errors import MemberError
 from fusetune.members.discover import find_members
 from fusetune.members.pool import MemberPool, inspect
+from fusetune.members.runs import runs
+from fusetune.pipeline.asking import shortest
 
 Change = Callable[[Path], object]
 
@@ -134,6 +136,21 @@ def test_files_with_a_usual_name_mean_their_folder(out: Path) -> None:
     assert one.folders == (out / "checkpoint-10",)
 
 
+def test_files_in_a_model_s_folder_are_no_members(out: Path) -> None:
+    torch.save({"w": torch.ones(2)}, out / "checkpoint-10/scores_step5.bin")
+    assert find_members(out / "checkpoint-10").folders == (out / "checkpoint-10",)
+
+
+def test_the_last_model_beside_checkpoints_is_none_of_them(out: Path) -> None:
+    shutil.copytree(out / "checkpoint-30", out, dirs_exist_ok=True)
+    shutil.rmtree(out / "checkpoint-30")
+    for paths in (out, f"{out}/*"):
+        assert [path.name for path in find_members(paths).folders] == [
+            "checkpoint-10",
+            "checkpoint-20",
+        ]
+
+
 def test_a_usual_name_among_others_is_one_file_of_several(tmp_path: Path) -> None:
     for name in ("model", "epoch1", "epoch2"):
         save_file(nn.Linear(2, 3).state_dict(), tmp_path / f"{name}.safetensors")
@@ -181,7 +198,10 @@ def test_an_adapter_with_a_name(tmp_path: Path) -> None:
         assert [member.step for member in found.members] == [5, 10]
         assert found.members[0].path == out / "checkpoint-5/sft"
     (out / "checkpoint-5/trainer_state.json").write_text('{"global_step": 7}')
-    assert inspect(out).members[0].step == 7
+    members = inspect(out).members
+    assert members[0].step == 7
+    assert runs(members) == [list(members)]
+    assert shortest(members) == [f"{out}/checkpoint-*"]
 
 
 def test_of_several_adapters_one_has_to_be_named(tmp_path: Path) -> None:

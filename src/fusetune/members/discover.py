@@ -136,7 +136,7 @@ def _inside(folder: Path) -> _Sorted:
     if is_member:
         # A Trainer's output folder has the last model beside its checkpoints; another
         # model's sub-folder (a sentence-transformers module) is no checkpoint.
-        inside = [p for p in inside if is_numbered(p.name)]
+        inside = [p for p in inside if is_numbered(p.name) and not p.is_file()]
     found = _sorted(inside)
     found.left_out.pop(folder, None)  # named by itself, it is opened, and refused there
     if not found.members and (is_member or not found.left_out):
@@ -172,7 +172,10 @@ def _sorted(paths: Iterable[Path]) -> _Sorted:
         elif path.parent in collected and not (path / MANIFEST).exists():
             result.left_out[path] = f"it has no {MANIFEST}"
     if folders:
-        result.members = [path for path in folders if path not in result.left_out]
+        homes = [p for p in folders if p not in there and p.parent not in there]
+        beside = homes if len(homes) < len(folders) else []
+        passed = {*beside, *result.left_out}
+        result.members = [path for path in folders if path not in passed]
     return result
 
 

@@ -99,9 +99,14 @@ class Member:
         )
 
     @cached_property
+    def checkpoint(self) -> Path:
+        """The path, or the checkpoint's folder around it, as of an adapter with a name."""
+        return self.path if self.pretrained else checkpoint_of(self.path)
+
+    @property
     def name(self) -> str:
-        """The name of its folder or file, or of the checkpoint's folder around that."""
-        return (self.path if self.pretrained else checkpoint_of(self.path)).name
+        """The name of the checkpoint's folder or file."""
+        return self.checkpoint.name
 
     @property
     def loadable(self) -> Path:

@@ -27,9 +27,8 @@ def runs(members: Sequence[Member]) -> list[list[Member]]:
     for member in members:
         losses = _losses(member)
         for group, known in found:
-            if group[0].path.absolute().parent == member.path.absolute().parent and _continues(
-                known, losses
-            ):
+            places = [one.checkpoint.absolute().parent for one in (group[0], member)]
+            if places[0] == places[1] and _continues(known, losses):
                 group.append(member)
                 known[:] = losses or known
                 break
@@ -43,7 +42,7 @@ def _continues(earlier: Losses, later: Losses) -> bool:
 
 
 def _losses(member: Member) -> Losses:
-    path = member.path / "trainer_state.json"
+    path = member.checkpoint / "trainer_state.json"
     try:
         history: Any = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         return [(int(e["step"]), float(e["loss"])) for e in history if "loss" in e]

@@ -83,7 +83,7 @@ class Wanted:
 
 def shortest(members: Sequence[Member]) -> list[str]:
     """A pattern that finds these members and no others, or their folders."""
-    parents = {member.path.parent for member in members}
+    parents = {member.checkpoint.parent for member in members}
     if len(parents) == 1:
         pattern = str(parents.pop() / "checkpoint-*")
         wanted = {member.path.resolve() for member in members}

@@ -95,7 +95,7 @@ def infer(wanted: Wanted, overrides: Sequence[str] = ()) -> Inferred:
         },
     }
     recipe = parse(write_yaml(tree), overrides, name="The inferred recipe")
-    name = f"{members[-1].path.resolve().parent.name}-fused"
+    name = f"{members[-1].checkpoint.resolve().parent.name}-fused"
     return Inferred(recipe, name, tuple(_notes(wanted, found, members, task, rows or {})))
 
 

@@ -40,7 +40,7 @@ def require_one_run(wanted: Wanted, members: Sequence[Member]) -> None:
     for pattern in wanted.members:
         places = {folder.resolve() for folder in find_members(pattern).folders}
         found = runs([m for m in members if m.path.resolve() in places])
-        parents = {group[0].path.resolve().parent for group in found}
+        parents = {group[0].checkpoint.resolve().parent for group in found}
         long = [group for group in found if len(group) > 1]
         if len(found) == len(parents) and len(long) < 2:
             continue
