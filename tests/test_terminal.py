@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.table import Table
 from typer.testing import CliRunner
 
 from fusetune.cli import app
+from fusetune.cli_errors import errors
 from fusetune.errors import RunError
 from fusetune.members.claim import claimed
 from fusetune.pipeline.display import Display
@@ -79,6 +82,40 @@ def test_a_run_folder_has_a_name_that_can_be_written(tmp_path: Path) -> None:
                 claimed(tmp_path / name, "The run folder"):  # fmt: skip
             pass
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EFBIG, "File too large", "/run/a"), "File too large: /run/a"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (PermissionError(errno.EACCES, "Permission denied", "x\x1b"), r"denied: x\x1b"),
+        (MemoryError(), "memory is not enough"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "memory is not"),
+    ],
+)
+def test_a_limit_of_the_system_is_one_message(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as end, errors():
+        raise error
+    assert end.value.exit_code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_is_none() -> None:
+    for error in (RuntimeError("a bug"), OSError("a bug"), KeyError("a bug")):
+        with pytest.raises(type(error)), errors():
+            raise error
+
+
+def test_an_output_that_is_closed_ends_without_a_traceback() -> None:
+    shown = [sys.executable, "-m", "fusetune", "recipe", "schema"]
+    with subprocess.Popen(shown, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])

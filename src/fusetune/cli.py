@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -180,7 +180,7 @@ def compare(
 
         display = Display(quiet=quiet, verbose=verbose)
         folder = out or Path("runs") / f"compare-{run_name(path)}"
-        options = {"force": force, "allow_code": allow_code}
+        options: dict[str, Any] = {"force": force, "allow_code": allow_code}
         run_all(recipe, folder, numbers, methods=rows, display=display, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,15 @@ import typer
 
 from fusetune.errors import FusetuneError
 from fusetune.redaction import printable
+
+LIMITS = (
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENAMETOOLONG,
+    errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""Errors of the system that no check can foresee: rights, disks, sizes of files, open files."""
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUDA out of memory")
+"""What PyTorch says, whose error is no `MemoryError`."""
 
 
 def first_process() -> bool:
@@ -23,6 +33,16 @@ def echo(text: str, *, fg: str | None = None, err: bool = False) -> None:
     typer.secho(printable(text), fg=fg, err=err)
 
 
+def _limit(error: MemoryError | OSError | RuntimeError) -> str | None:
+    """What of the system's an error says has run out or is refused; None if it is another."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return "The memory is not enough"
+    if isinstance(error, OSError) and error.errno in LIMITS:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return None
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """One clear message and exit code 2 for a user's mistake, 130 for Ctrl-C."""
@@ -31,6 +51,16 @@ def errors() -> Iterator[None]:
     except FusetuneError as error:
         if first_process():
             echo(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except (MemoryError, OSError, RuntimeError) as error:
+        limit = _limit(error)
+        if limit is None:
+            raise
+        echo(
+            f"Error: {limit}. What is finished is kept: run the same command again to go on.",
+            fg="red",
+            err=True,
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.secho(

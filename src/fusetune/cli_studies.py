@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,8 @@ def landscape(
 
         names = [name.strip() for name in members.split(",")] if members is not None else []
         display = Display(quiet=quiet, verbose=verbose)
-        options = {"grid": grid, "split": split, "out": out, "allow_code": allow_code}
+        options: dict[str, Any] = {"grid": grid, "split": split, "out": out}
+        options["allow_code"] = allow_code
         draw(folder, members=names, display=display, **options)
 
 
