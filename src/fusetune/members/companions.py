@@ -70,7 +70,7 @@ def home(member: Member) -> Path:
     return member.path if member.path.is_dir() else member.path.parent
 
 
-def files_of(folder: Path, weights: bool = False) -> dict[str, Path]:
+def files_of(folder: Path, weights: bool = False, deep: bool = True) -> dict[str, Path]:
     """Name → file of everything in a model's folder that goes with its weights.
 
     Code goes along only where a configuration there names it.
@@ -78,13 +78,14 @@ def files_of(folder: Path, weights: bool = False) -> dict[str, Path]:
     Args:
         folder: Of the model.
         weights: Whether weights in other files than the model's own are taken, too.
+        deep: Whether folders inside are looked into, other than that of chat templates.
 
     Returns:
         By names relative to the folder, with "/" on every system.
     """
     found = {
         name: file
-        for name, file in _walk(folder)
+        for name, file in _walk(folder, deep)
         if not _is_left_out(name) and (weights or not WEIGHTS.fullmatch(file.name))
     }
     settings = [file for name, file in found.items() if name.endswith(".json")]
@@ -146,19 +147,20 @@ def companions(members: Sequence[Member], beside: Sequence[Path] = ()) -> dict[s
     last = members[-1]
     own, weights = home(last), {file.absolute() for file in last.files}
     found: dict[str, Path] = {}
-    if last.path.is_dir() or (own / "config.json").is_file():
+    is_folder = last.path.is_dir()
+    if is_folder or (own / "config.json").is_file():
         inner = _inner_models(members)
         found = {
             name: file
-            for name, file in files_of(own, weights=last.path.is_dir()).items()
+            for name, file in files_of(own, weights=is_folder, deep=is_folder).items()
             if file.absolute() not in weights and _inner_model(own, name) in (None, *inner)
         }
     for place in (around(last), *beside):
         if place is None or not place.is_dir():
             continue
         kinds = {_kind(name) for name in found}
-        for name, file in files_of(place).items():
-            strange = not _is_at_top(name) or (place in beside and _is_of_sentences(name))
+        for name, file in files_of(place, deep=False).items():
+            strange = place in beside and _is_of_sentences(name)
             if name not in found and not strange and _kind(name) not in kinds - {""}:
                 found[name] = file
     return found
@@ -242,11 +244,15 @@ def _same(files: Sequence[Path]) -> bool:
     return len({file_sha256(file) for file in files}) == 1
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, deep: bool = True) -> Iterator[tuple[str, Path]]:
     """Name and place of every visible file that is the folder's own, in order of the names."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(
-            name for name in folders if name[0] != "." and not STATE_FOLDERS.fullmatch(name)
+            name
+            for name in folders
+            if name[0] != "."
+            and not STATE_FOLDERS.fullmatch(name)
+            and (deep or name == TEMPLATES)
         )
         for name in sorted(files):
             file = Path(place) / name
@@ -275,10 +281,6 @@ def _is_left_out(name: str) -> bool:
 def _is_state(name: str) -> bool:
     last = name.rpartition("/")[2]
     return bool(STATE.fullmatch(last) or formats.BESIDE.match(last))
-
-
-def _is_at_top(name: str) -> bool:
-    return "/" not in name or name.startswith(f"{TEMPLATES}/")
 
 
 def _is_of_sentences(name: str) -> bool:
