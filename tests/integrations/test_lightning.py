@@ -127,3 +127,41 @@ def test_a_training_without_an_end(tmp_path: Path) -> None:
     endless = trainer(tmp_path, max_epochs=-1, callbacks=[collector])
     with pytest.raises(StageError, match="without an end"):
         endless.fit(Line(), data())
+
+
+class Weighted(Line):
+    """Its loss keeps a tensor beside the network, which is compiled, and one that changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.compile(nn.Linear(1, 1), backend="eager")  # type: ignore[assignment]
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.register_buffer("seen", torch.tensor(0.0))
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        self.seen += 1
+        return super().training_step(batch, index) * self.scale
+
+
+def test_checkpoints_of_lightning_fill_the_network(tmp_path: Path) -> None:
+    module = Weighted()
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(
+        tmp_path,
+        "{epoch}-{step}-{loss:.2f}",
+        save_top_k=-1,
+        every_n_train_steps=4,
+        save_last=True,
+    )
+    fit = trainer(tmp_path, max_epochs=1, callbacks=[keep], enable_checkpointing=True)
+    fit.fit(module, data())
+    found = fusetune.fuse(
+        f"{tmp_path}/*.ckpt",
+        evaluate=lambda model: {"loss": float(sum(p.sum() for p in model.parameters()))},
+        objectives=["loss"],
+        budget=4,
+        model_init=lambda: network(module),
+        allow_pickle=True,
+        device="cpu",
+    )
+    assert [member.step for member in found.pool.members] == [4, 8, 12]  # last.ckpt is a copy
+    assert set(found.pool.tensors) == {"weight", "bias"}
