@@ -21,6 +21,7 @@ from fusetune.members import formats
 from fusetune.members.disk import file_sha256
 from fusetune.members.manifest import MANIFEST
 from fusetune.members.member import Member
+from fusetune.models.own_files import leads_to_a_model
 
 logger = logging.getLogger(__name__)
 
@@ -258,19 +259,10 @@ def _walk(folder: Path, deep: bool = True) -> Iterator[tuple[str, Path]]:
             file = Path(place) / name
             if name.startswith(".") or not file.is_file():
                 continue
-            if file.is_symlink() and not _stays(file, folder):
+            if file.is_symlink() and not leads_to_a_model(file, folder):
                 logger.warning("%s is left out: it is a link that leads elsewhere.", file)
                 continue
             yield file.relative_to(folder).as_posix(), file
-
-
-def _stays(link: Path, folder: Path) -> bool:
-    """Whether a link leads into the folder, or to the store of the Hugging Face cache."""
-    target, root = link.resolve(), folder.resolve()
-    store = root.parent.parent / "blobs"
-    return target.is_relative_to(root) or (
-        root.parent.name == "snapshots" and target.is_relative_to(store)
-    )
 
 
 def _is_left_out(name: str) -> bool:

@@ -44,17 +44,21 @@ def require_own_links(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    home = folder.resolve()
     for file in _links(folder):
-        target = file.resolve()
-        cached = target.parent == home.parent.parent / "blobs"
-        shared = target.name == file.name and _is_model(target.parent)
-        if not (target.is_relative_to(home) or cached or shared):
+        if not leads_to_a_model(file, folder):
             raise ModelError(
-                f"{file} is a link to {target}, which is no file of a model: its content would "
-                "go into the fused model.",
+                f"{file} is a link to {file.resolve()}, which is no file of a model: its "
+                "content would go into the fused model.",
                 "Put the file itself in its place.",
             )
+
+
+def leads_to_a_model(link: Path, folder: Path) -> bool:
+    """Whether a link in a model's folder leads to a file of this model, or of another one."""
+    target, home = link.resolve(), folder.resolve()
+    cached = target.parent == home.parent.parent / "blobs"
+    shared = target.name == link.name and _is_model(target.parent)
+    return target.is_relative_to(home) or cached or shared
 
 
 def _links(folder: Path) -> Iterator[Path]:
