@@ -58,7 +58,7 @@ def shaped(shape: type[Shape]) -> Callable[[Any], dict[str, Any]]:
     """For `read_record`: the content as it stands, once it is known to have a shape."""
 
     def parse(content: Any) -> dict[str, Any]:
-        shape.model_validate(content)
+        shape.model_validate(mapping(content))
         found: dict[str, Any] = content
         return found
 
@@ -97,15 +97,15 @@ def read_record(
     ) as problem:
         torn = isinstance(problem, OSError | json.JSONDecodeError | UnicodeDecodeError)
         what = "cannot be read" if torn else "is damaged"
-        raise RunError(f"{path} {what}: {_words(problem)}.", advice) from problem
+        raise RunError(f"{path} {what}: {words(problem)}.", advice) from problem
 
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"it has the number {text}")
 
 
-def _words(problem: Exception) -> str:
-    """What is wrong, without the names of libraries and of their errors."""
+def words(problem: Exception) -> str:
+    """What is wrong with a record, without the names of libraries and of their errors."""
     if isinstance(problem, ValidationError):
         first = problem.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -124,5 +124,6 @@ def mapping(content: Any) -> Mapping[str, Any]:
         TypeError: If it is something else.
     """
     if not isinstance(content, Mapping):
-        raise TypeError(f"it holds a {type(content).__name__} and no object")
+        kinds = {type(None): "null", list: "a list", str: "a text", bool: "true or false"}
+        raise TypeError(f"it holds {kinds.get(type(content), 'a number')} and no object")
     return content

@@ -26,6 +26,7 @@ from optuna.storages.journal import (
 from optuna.trial import TrialState
 
 from fusetune.errors import RunError
+from fusetune.files.record import words
 from fusetune.optimization.patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def replayed(journal: BaseJournalBackend, path: Path) -> JournalStorage:
         raise
     except Exception as error:  # whatever a record without its keys, or of odd values, gives
         raise RunError(
-            f"The journal of trials {path} is damaged: {type(error).__name__}: {error}.",
+            f"The journal of trials {path} is damaged: {words(error)}.",
             "Restore it from a copy; or remove it, and run with --force to search anew.",
         ) from error
 
