@@ -91,6 +91,7 @@ def test_a_run_folder_has_a_name_that_can_be_written(tmp_path: Path) -> None:
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (PermissionError(errno.EACCES, "Permission denied", "x\x1b"), r"denied: x\x1b"),
         (MemoryError(), "memory is not enough"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "its end"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "memory is not"),
     ],
 )

@@ -37,6 +37,10 @@ def _limit(error: MemoryError | OSError | RuntimeError) -> str | None:
     """What of the system's an error says has run out or is refused; None if it is another."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return "The memory is not enough"
+    if "inline_container" in str(error):  # PyTorch's writer, whatever stopped it
+        return (
+            "A file cannot be written to its end: the disk is full, or files may not be larger"
+        )
     if isinstance(error, OSError) and error.errno in LIMITS:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"
