@@ -112,7 +112,10 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         IBertForSequenceClassification NystromformerForMaskedLM
         YosoForSequenceClassification LongformerForQuestionAnswering AlbertForMaskedLM
         DistilBertForSequenceClassification FNetForSequenceClassification
-        BioGptForCausalLM
+        BioGptForCausalLM Data2VecTextForSequenceClassification XLMForSequenceClassification
+        FlaubertForTokenClassification OpenAIGPTLMHeadModel GPT2DoubleHeadsModel
+        ModernBertDecoderForCausalLM CLIPTextModel BertForQuestionAnswering
+        AlbertForMultipleChoice
         """,
     ),
     (
@@ -129,7 +132,7 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         SeedOssForCausalLM Ernie4_5ForCausalLM HunYuanDenseV1ForCausalLM
         LlamaForSequenceClassification Qwen2ForTokenClassification ApertusForCausalLM
         Lfm2ForCausalLM VaultGemmaForCausalLM XGLMForCausalLM MambaForCausalLM
-        FalconMambaForCausalLM RecurrentGemmaForCausalLM
+        FalconMambaForCausalLM RecurrentGemmaForCausalLM GPTNeoXForSequenceClassification
         """,
     ),
     (
@@ -139,7 +142,8 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         OlmoeForCausalLM Glm4MoeForCausalLM PhimoeForCausalLM GraniteMoeForCausalLM
         GraniteMoeSharedForCausalLM JambaForCausalLM GptOssForCausalLM Dots1ForCausalLM
         Ernie4_5_MoeForCausalLM MiniMaxForCausalLM HunYuanMoEV1ForCausalLM
-        FlexOlmoForCausalLM JetMoeForCausalLM
+        FlexOlmoForCausalLM JetMoeForCausalLM MiniMaxM2ForCausalLM
+        MixtralForSequenceClassification
         """,
     ),
     (
@@ -156,13 +160,14 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         BlenderbotForConditionalGeneration BlenderbotSmallForConditionalGeneration
         M2M100ForConditionalGeneration LEDForConditionalGeneration
         PLBartForConditionalGeneration MvpForConditionalGeneration
+        BigBirdPegasusForConditionalGeneration BartForQuestionAnswering
         """,
     ),
     (
         T5,
         """
         T5ForConditionalGeneration MT5ForConditionalGeneration
-        UMT5ForConditionalGeneration LongT5ForConditionalGeneration
+        UMT5ForConditionalGeneration LongT5ForConditionalGeneration T5EncoderModel
         """,
     ),
     (
@@ -171,7 +176,8 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         ViTForImageClassification DeiTForImageClassification BeitForImageClassification
         Dinov2ForImageClassification Dinov2WithRegistersForImageClassification
         DINOv3ViTModel ViTMSNForImageClassification IJepaForImageClassification
-        Data2VecVisionForImageClassification
+        Data2VecVisionForImageClassification DeiTForImageClassificationWithTeacher
+        CLIPVisionModelWithProjection SiglipVisionModel
         """,
     ),
     (
@@ -190,10 +196,17 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
         SPEECH,
         """
         Wav2Vec2ForCTC HubertForCTC WavLMForCTC UniSpeechForCTC SEWForCTC
-        Data2VecAudioForCTC Wav2Vec2ForSequenceClassification
+        Data2VecAudioForCTC Wav2Vec2ForSequenceClassification UniSpeechSatForCTC
+        Wav2Vec2ConformerForCTC
         """,
     ),
-    (TWO_TOWERS, "CLIPModel ChineseCLIPModel BlipForImageTextRetrieval"),
+    (
+        TWO_TOWERS,
+        """
+        CLIPModel ChineseCLIPModel BlipForImageTextRetrieval CLIPForImageClassification
+        SiglipForImageClassification
+        """,
+    ),
     (
         {"text_config": TEXT | {"projection_size": 8}, "vision_config": VISION},
         """
@@ -219,6 +232,8 @@ _QWEN_TEXT: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
 }
 
+_RESNET: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     name: settings for settings, names in _SHARED for name in names.split()
 } | {
@@ -234,6 +249,17 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": DECODER
     | {"mamba_n_heads": 4, "mamba_d_head": 4, "mamba_n_groups": 1, "mamba_d_state": 4}
     | {"attn_layer_indices": [0]},
+    "FalconH1ForCausalLM": DECODER
+    | {"mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4}
+    | {"mamba_n_groups": 1, "num_key_value_heads": 2},
+    "GraniteMoeHybridForCausalLM": MIXTURE
+    | {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]}
+    | {"mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4, "mamba_n_groups": 1}
+    | {"shared_intermediate_size": 8},
+    "CTRLLMHeadModel": TEXT | {"dff": 8, "n_positions": 16},
+    "SqueezeBertForSequenceClassification": TEXT
+    | {"embedding_size": 8, "q_groups": 1, "k_groups": 1, "v_groups": 1}
+    | {"post_attention_groups": 1, "intermediate_groups": 1, "output_groups": 1},
     "FunnelForSequenceClassification": {
         "vocab_size": 19,
         "block_sizes": [1],
@@ -266,6 +292,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SwitchTransformersForConditionalGeneration": T5
     | {"num_experts": 3, "num_decoder_layers": 1, "num_sparse_encoder_layers": 1}
     | {"num_sparse_decoder_layers": 1},
+    "NllbMoeForConditionalGeneration": ENCODER_DECODER
+    | {"num_experts": 3, "encoder_sparse_step": 1, "decoder_sparse_step": 1},
     "YolosForObjectDetection": VISION | {"image_size": [8, 8], "num_detection_tokens": 2},
     "SegformerForImageClassification": {
         "num_encoder_blocks": 1,
@@ -278,12 +306,26 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "mlp_ratios": [1],
         "decoder_hidden_size": 8,
     },
-    "ResNetForImageClassification": {
-        "embedding_size": 8,
-        "hidden_sizes": [8],
-        "depths": [1],
-        "layer_type": "basic",
+    "ResNetForImageClassification": _RESNET | {"layer_type": "basic"},
+    "RegNetForImageClassification": _RESNET | {"groups_width": 4},
+    "BitForImageClassification": _RESNET | {"num_groups": 2},
+    "DetrForObjectDetection": ENCODER_DECODER
+    | {"backbone_config": _RESNET | {"model_type": "resnet", "out_features": ["stage1"]}}
+    | {"backbone": None, "use_timm_backbone": False, "num_queries": 3},
+    "EfficientNetForImageClassification": {
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.2,
+        "hidden_dim": 320,
+        "kernel_sizes": [3],
+        "in_channels": [8],
+        "out_channels": [8],
+        "strides": [1],
+        "num_block_repeats": [1],
+        "expand_ratios": [2],
     },
+    "PoolFormerForImageClassification": {"hidden_sizes": [8], "depths": [1]}
+    | {"num_encoder_blocks": 1, "patch_sizes": [3], "strides": [2], "padding": [1]},
+    "VivitForVideoClassification": VISION | {"num_frames": 2, "tubelet_size": [2, 4, 4]},
     "ConvNextForImageClassification": {"hidden_sizes": [8], "depths": [1], "num_stages": 1},
     "ConvNextV2ForImageClassification": {"hidden_sizes": [8], "depths": [1], "num_stages": 1},
     "MobileNetV2ForImageClassification": {"depth_multiplier": 0.1, "image_size": 32},
@@ -292,6 +334,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     | {"suppress_tokens": None, "begin_suppress_tokens": None},
     "ASTForAudioClassification": VISION
     | {"num_mel_bins": 8, "max_length": 8, "frequency_stride": 4, "time_stride": 4},
+    "WhisperForAudioClassification": ENCODER_DECODER
+    | {"num_mel_bins": 4, "max_source_positions": 4, "classifier_proj_size": 8},
+    "Speech2TextForConditionalGeneration": ENCODER_DECODER
+    | {"input_feat_per_channel": 8, "conv_channels": 8, "max_source_positions": 8}
+    | {"max_target_positions": 8},
     "SpeechT5ForSpeechToText": SPEECH
     | {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
     | {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
@@ -301,6 +348,17 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "vision_config": _VLM_VISION,
         "image_token_index": 3,
         "vision_feature_layer": -1,
+    },
+    "LlavaNextForConditionalGeneration": {
+        "text_config": {**DECODER, "model_type": "mistral"},
+        "vision_config": _VLM_VISION,
+        "image_token_index": 3,
+        "vision_feature_layer": -1,
+    },
+    "Mistral3ForConditionalGeneration": {
+        "text_config": {**DECODER, "model_type": "mistral"},
+        "vision_config": VISION | {"model_type": "pixtral", "head_dim": 4},
+        "image_token_index": 3,
     },
     "PaliGemmaForConditionalGeneration": {
         "text_config": {**DECODER, "model_type": "gemma"},
@@ -338,12 +396,32 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "image_token_id": 3,
         "video_token_id": 4,
     },
+    "Qwen3VLForConditionalGeneration": {
+        "text_config": _QWEN_TEXT,
+        "vision_config": _QWEN_VISION
+        | {"num_position_embeddings": 4, "deepstack_visual_indexes": [0]},
+        "image_token_id": 3,
+        "video_token_id": 4,
+    },
     "Qwen3VLMoeForConditionalGeneration": {
         "text_config": {**MIXTURE, **_QWEN_TEXT},
         "vision_config": _QWEN_VISION
         | {"num_position_embeddings": 4, "deepstack_visual_indexes": [0]},
         "image_token_id": 3,
         "video_token_id": 4,
+    },
+    "VisionEncoderDecoderModel": {
+        "encoder": {**VISION, "model_type": "vit"},
+        "decoder": {**TEXT, "model_type": "gpt2", "add_cross_attention": True},
+    },
+    "EncoderDecoderModel": {
+        "encoder": {**TEXT, "model_type": "bert"},
+        "decoder": {
+            **TEXT,
+            "model_type": "bert",
+            "is_decoder": True,
+            "add_cross_attention": True,
+        },
     },
     "VisionTextDualEncoderModel": {
         "text_config": {**TEXT, "model_type": "bert"},
@@ -369,24 +447,31 @@ def inputs(name: str, model: PreTrainedModel) -> dict[str, Any]:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    pixels = noise(1, 3, 32, 32) if name.startswith("MobileNet") else noise(1, 3, 8, 8)
+    halved = name.startswith(("MobileNet", "EfficientNet", "Detr", "ResNet", "RegNet", "Bit"))
+    pixels = noise(1, 3, 32, 32) if halved else noise(1, 3, 8, 8)
     main = model.main_input_name
+    decoder = {"decoder_input_ids": ids}
+    if name.startswith("VisionEncoder"):
+        return {"pixel_values": pixels, **decoder}
     if main == "pixel_values":
         return {main: noise(1, 2, 3, 8, 8) if "Video" in name else pixels}
     if main == "input_features":
-        return {main: noise(1, 4, 8), "decoder_input_ids": ids}
+        sound = {main: noise(1, 8, 8) if name.startswith("Speech2") else noise(1, 4, 8)}
+        return sound if "Classification" in name else sound | decoder
     if main == "input_values":
         sound = {main: noise(1, 8, 8) if name.startswith("AST") else noise(1, 64)}
-        return sound | ({"decoder_input_ids": ids} if name.startswith("Speech") else {})
+        return sound | (decoder if name.startswith("Speech") else {})
     if name.startswith("Longformer"):
         return {"input_ids": torch.tensor([[3, 2, 5, 2, 2, 7]])}
     if name.startswith("Siglip2"):
         patches = {"pixel_values": noise(1, 4, 48), "pixel_attention_mask": torch.ones(1, 4)}
         return {"input_ids": ids, **patches, "spatial_shapes": torch.tensor([[2, 2]])}
-    if name.startswith(("CLIP", "ChineseCLIP", "Siglip", "Blip", "VisionText")):
+    if name.endswith("MultipleChoice"):
+        return {"input_ids": ids[None]}
+    if name.startswith(("CLIPM", "ChineseCLIP", "Siglip", "Blip", "VisionText")):
         return {"input_ids": ids, "pixel_values": pixels}
     if model.config.is_encoder_decoder:
-        return {"input_ids": ids, "decoder_input_ids": ids}
+        return {"input_ids": ids, **decoder}
     cached = name.startswith(
         ("RecurrentGemma", "Qwen3Next", "Jamba")
     )  # of more layers than one

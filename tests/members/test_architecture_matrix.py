@@ -7,6 +7,7 @@ file to file, and held against the average made by hand of what `from_pretrained
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
 from fusetune.errors import MemberError
-from fusetune.members.average import ResidentAverage, StreamingAverage, for_files
+from fusetune.members.average import Average, ResidentAverage, StreamingAverage, for_files
 from fusetune.members.export import export
 from fusetune.members.pool import MemberPool, inspect
 from fusetune.members.weights import FusionWeights
@@ -24,6 +25,16 @@ from fusetune.training.collect import MemberCollector
 from tests.members.architectures import CONFIGURATIONS, build, inputs
 
 WEIGHTS = FusionWeights((0.5, 0.2, 0.3))
+STATISTICS = ("running_mean", "running_var")  # of batch normalisations
+CONVERTED = (  # on loading and saving
+    "GPTNeoXForCausalLM",
+    "EsmForMaskedLM",
+    "GraniteMoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "ViTForImageClassification",
+    "ASTForAudioClassification",
+    "LlavaForConditionalGeneration",
+)
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
@@ -33,14 +44,15 @@ def _one_thread() -> None:
 
 
 def collect(model: PreTrainedModel, folder: Path, **options: Any) -> MemberPool:
-    """Three members of a training that adds noise to every parameter."""
+    """Three members of a training that adds noise to parameters and running statistics."""
     collector = MemberCollector(folder, 3, collect_from=0.0, total_steps=3, **options)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(0.1 * noise.to(parameter.dtype))
+            statistics = [b for n, b in model.named_buffers() if n.endswith(STATISTICS)]
+            for tensor in (*model.parameters(), *statistics):
+                noise = torch.randn(tensor.shape, generator=generator).abs()
+                tensor.add_(0.1 * noise.to(tensor.dtype))
             for module in model.modules():  # a row without a gradient, which stays at zero
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     module.weight[module.padding_idx] = 0.0
@@ -74,13 +86,13 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **limits:
         )
 
 
-def outputs(name: str, model: PreTrainedModel) -> Tensor:
-    """The first floating-point result of a forward pass."""
-    with torch.no_grad(), warnings.catch_warnings():
+def outputs(name: str, model: PreTrainedModel) -> list[Tensor]:
+    """All floating-point results of a forward pass that stand by themselves."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = model(**inputs(name, model), return_dict=True)
-    tensors = (value for value in result.values() if isinstance(value, Tensor))
-    return next(t for t in tensors if t.is_floating_point() and t.dim() > 0)
+    tensors = [value for value in result.values() if isinstance(value, Tensor)]
+    return [t for t in tensors if t.is_floating_point() and t.dim() > 0]
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -94,19 +106,47 @@ def test_averages_are_those_of_the_loaded_models(name: str, tmp_path: Path) -> N
     StreamingAverage(pool, streaming).into_model(WEIGHTS)
     assert_same(resident.state_dict(), expected, rtol=1e-5, atol=1e-6)
     assert_same(streaming.state_dict(), resident.state_dict(), **EXACT)
-    assert len(list(resident.parameters())) == len(list(model.parameters()))  # ties hold
     folder = export(for_files(pool), WEIGHTS, pool, tmp_path / "fused")
     loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     assert_same(loaded.state_dict(), resident.state_dict(), **EXACT)
-    torch.testing.assert_close(
-        outputs(name, loaded.eval()), outputs(name, resident), equal_nan=True
-    )
+    for filled in (resident, streaming, loaded):  # ties hold
+        assert len(list(filled.parameters())) == len(list(model.parameters()))
+    with torch.no_grad():
+        results, wanted = outputs(name, loaded.eval()), outputs(name, resident)
+    assert results
+    torch.testing.assert_close(results, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", [ResidentAverage, StreamingAverage])
+@pytest.mark.parametrize("name", CONVERTED)
+def test_gradients_with_respect_to_the_weights(
+    name: str, form: Callable[..., Average], tmp_path: Path
+) -> None:
+    model = build(name)
+    pool = collect(model, tmp_path / "members")
+    average = form(pool, build(name))
+    average.into_model(WEIGHTS)
+    sum(t.square().sum() for t in outputs(name, average.model)).backward()
+    gradients = {n: p.grad for n, p in average.model.named_parameters() if p.grad is not None}
+    expected = []
+    for member in pool.members:
+        own = type(model).from_pretrained(member.path).state_dict()
+        expected.append(sum(float((g * own[n]).double().sum()) for n, g in gradients.items()))
+    assert average.gradient_products() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "name", ["LlamaForCausalLM", "MixtralForCausalLM", "ViTForImageClassification"]
+    "name",
+    [
+        "LlamaForCausalLM",
+        "MixtralForCausalLM",
+        "ViTForImageClassification",
+        "T5ForConditionalGeneration",  # of which parts are loaded in float32
+        "MambaForCausalLM",
+        "LlavaForConditionalGeneration",
+    ],
 )
 def test_members_of_16_bits_stay_so(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = build(name).to(dtype)
