@@ -182,8 +182,10 @@ def test_a_model_that_rescales_its_own_weights_is_refused(tmp_path: Path) -> Non
 
     collector = MemberCollector(tmp_path / "out", 2, total_steps=2, collect_from=0.0)
     with pytest.raises(
-        MemberError, match=r"RwkvModel multiplies its own weights.*rescale_every"
-    ):
+        MemberError, match=r"^RwkvModel multiplies its own weights.*rescale_every"
+    ) as caught:
         collector.step(rwkv(rescale_every=6))
+    assert caught.value.hint.startswith("Set rescale_every to 0")
+    assert not (tmp_path / "out").exists()
     collect(rwkv(rescale_every=0), tmp_path / "members")
     assert inspect(tmp_path / "members", own_model=True).model == "RwkvForCausalLM"

@@ -76,7 +76,7 @@ class Binding:
                 "into them would be rounded to their few levels.",
                 QUANTISED,
             )
-        _check_keeps_its_weights(model)
+        check_keeps_its_weights(model)
         elsewhere = {f"{name}.weight" for name in layers}
         state: dict[str, Tensor] = {
             name: value
@@ -224,7 +224,7 @@ def same_bits(tensors: Iterable[Tensor]) -> bool:
     )
 
 
-def _check_keeps_its_weights(model: nn.Module) -> None:
+def check_keeps_its_weights(model: nn.Module) -> None:
     """Refuse RWKV as Transformers computes it: what is written would not be what is evaluated.
 
     In evaluation mode it divides weights by powers of two once, in place, and remembers that.

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from fusetune.errors import MemberError
-from fusetune.members.binding import Binding
+from fusetune.members.binding import Binding, check_keeps_its_weights
 from fusetune.members.checkpoints.wrappers import places_in
 from fusetune.members.header import TensorSpec
 from fusetune.members.member import Member, architectures
@@ -70,10 +70,11 @@ def check_can_be_collected(model: nn.Module) -> None:
             written under their own names, which always fit.
 
     Raises:
-        MemberError: If its files would not fit the model.
+        MemberError: If its files would not fit the model, or it changes its own weights.
     """
     if not isinstance(model, PreTrainedModel):
         return
+    check_keeps_its_weights(model)  # before what follows, which would give another reason
     state: dict[str, Tensor] = {
         name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }
