@@ -138,7 +138,7 @@ _SHARED: tuple[tuple[dict[str, Any], str], ...] = (
     (
         MIXTURE,
         """
-        MixtralForCausalLM Qwen2MoeForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM
+        Qwen2MoeForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM
         OlmoeForCausalLM Glm4MoeForCausalLM PhimoeForCausalLM GraniteMoeForCausalLM
         GraniteMoeSharedForCausalLM JambaForCausalLM GptOssForCausalLM Dots1ForCausalLM
         Ernie4_5_MoeForCausalLM MiniMaxForCausalLM HunYuanMoEV1ForCausalLM
@@ -237,6 +237,8 @@ _RESNET: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     name: settings for settings, names in _SHARED for name in names.split()
 } | {
+    "MixtralForCausalLM": MIXTURE  # the experts have an order, in which 2 comes before 10
+    | {"num_experts": 11, "num_local_experts": 11},
     "LukeForSequenceClassification": TEXT | {"entity_vocab_size": 5, "entity_emb_size": 8},
     "GPTJForCausalLM": TEXT | {"rotary_dim": 4},
     "CodeGenForCausalLM": TEXT | {"num_attention_heads": 4, "rotary_dim": 2},
