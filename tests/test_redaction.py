@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import logging
 from pathlib import Path
 
 import pytest
 
+import fusetune
 from fusetune.errors import FusetuneError
 from fusetune.optimization.storage import open_storage
 from fusetune.recipe_file import parse
@@ -139,3 +141,46 @@ def test_a_storage_that_fails_does_not_tell_its_password(
         open_storage(url.format(SECRET))
     assert SECRET not in str(caught.value)
     assert SECRET not in caplog.text
+
+
+def test_no_word_of_ours_is_taken_for_a_secret() -> None:
+    """Every text of the program, with a sign in the place of what is filled in."""
+    hidden = []
+    for path in sorted(Path(fusetune.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "§" for v in node.values]
+                text = "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            if without_secrets(text) != text:
+                hidden.append((path.name, node.lineno, without_secrets(text)))
+    assert not hidden
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"train.arguments.hub_token={SECRET}", "a recipe is kept and shown"),
+        (f"model.password={SECRET}", "unknown key"),
+        (f"task.auth_token={SECRET}", "unknown key"),
+        ("task.options.api_key=.nan", "must be a finite number"),
+        (f"search.space.hf_token={SECRET}", "Input should be"),
+    ],
+)
+def test_a_message_on_a_secret_s_key_keeps_its_words_and_not_the_secret(
+    override: str, words: str
+) -> None:
+    with pytest.raises(FusetuneError) as caught:
+        parse(MINIMAL, [override])
+    assert words in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "***" not in str(caught.value)
+
+
+def test_a_secret_that_is_a_word_is_hidden_as_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "postgres")
+    assert without_secrets("postgresql://h/d") == "postgresql://h/d"
+    assert without_secrets("it is 'postgres'; postgres") == "it is '***'; ***"

@@ -14,6 +14,7 @@ from fusetune.recipe_sections import (
     CompareSection,
     ExecutorSection,
     ModelSection,
+    Place,
     Section,
     TaskSection,
     Variant,
@@ -36,7 +37,7 @@ class Recipe(Section):
     fuse: FuseSection = Field(default_factory=FuseSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     executor: ExecutorSection = Field(default_factory=ExecutorSection)
-    storage: str | None = Field(
+    storage: Place | None = Field(
         None, description="Optuna storage URL; the run folder's journal."
     )
     study: str | None = Field(

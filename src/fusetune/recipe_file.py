@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fusetune.errors import RecipeError, closest
 from fusetune.recipe import Recipe
 from fusetune.recipe_yaml import read_text, read_yaml
+from fusetune.redaction import without_secrets
 
 TEXTS = (
     *(f"task.options.{key}" for key in ("answer_pattern", "choices", "csv", "group")),
@@ -190,10 +191,21 @@ def _all_errors(error: ValidationError, name: str, tree: object) -> str:
             known = _keys_at(place[:-1]) if near else []
             message = "unknown key" + closest(str(place[-1]), known)
         lines += [f"{where}: {message}" if where else line for line in message.split("\n  ")]
-    lines = list(dict.fromkeys(lines))
+    lines = list(dict.fromkeys(map(_in_own_words, lines)))
     more = [f"and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
     listed = "\n".join(f"  {line}" for line in [*lines[:MOST], *more])
     return f"{name} has {len(lines)} error(s):\n{listed}"
+
+
+def _in_own_words(line: str) -> str:
+    """A line on a key with a secret's name: the secret is left out, and no word of ours.
+
+    Texts that are shown hide what stands behind such a name and a colon.
+    """
+    key, _, message = line.partition(": ")
+    if without_secrets(f"{key}: x") == f"{key}: x":
+        return line
+    return f"{key} – {message.partition(' (got ')[0].partition(', got ')[0]}"
 
 
 def _place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -19,13 +20,13 @@ from pydantic import (
 
 from fusetune.errors import RecipeError
 
-Name = Annotated[str, Field(min_length=1)]
 Scalar = bool | int | float | str | None
 SplitName = Literal["train", "validation", "test"]
 WITHOUT_COLUMNS = ("lm-eval",)
 """Kinds of tasks that say themselves where inputs and answers stand."""
 MAX_RANK = 2**16
 MAX_EPOCHS = 1e6
+MAX_NAME = 255  # bytes of the name of a file, on the usual systems
 MAX_INTEGER = 2**53  # every number up to it is the same as JSON and as a float
 
 
@@ -38,6 +39,19 @@ def _known_form(value: str) -> str:
         raise ValueError(str(error)) from error
     return value
 
+
+def _possible_place(value: str) -> str:
+    """A path that a system can have; a URL is left to what reads it."""
+    if "\0" in value:
+        raise ValueError("has a NUL character, which is in no name of a file")
+    parts = () if "://" in value else value.split("/")
+    if any(len(os.fsencode(part)) > MAX_NAME for part in parts):
+        raise ValueError(f"no file has a name of more than {MAX_NAME} bytes")
+    return value
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_possible_place)]
+"""A path, a URL or a hub id."""
 
 ExportText = Annotated[str, AfterValidator(_known_form)]
 
@@ -82,7 +96,7 @@ class TaskSection(Section):
     """What is learned."""
 
     kind: str = "sequence-classification"
-    data: Name | Annotated[dict[SplitName, Name], Field(min_length=1)] = Field(
+    data: Place | Annotated[dict[SplitName, Place], Field(min_length=1)] = Field(
         description="A hub id (name or name:config), a folder with train, validation and test "
         "files, or a mapping from split to file."
     )
@@ -164,7 +178,7 @@ class LoraSection(Section):
 class ModelSection(Section):
     """Which network, and in which precision it computes."""
 
-    name: Name = Field(description="Folder, hub id, or a packaged model by its short name.")
+    name: Place = Field(description="Folder, hub id, or a packaged model by its short name.")
     revision: str | None = None
     max_length: int | None = Field(
         None, ge=8, description="Tokens; the model's limit by default."
@@ -245,7 +259,7 @@ class Range(Section):
 class StudySection(Section):
     """Trials of an Optuna study that begin a search."""
 
-    storage: str = Field(description="URL of the storage, or the file of a journal.")
+    storage: Place = Field(description="URL of the storage, or the file of a journal.")
     study: str | None = Field(None, description="Its name; needed where there are several.")
     trials: PositiveInt = Field(3, description="How many of its best are evaluated anew.")
 

@@ -12,6 +12,7 @@ from fusetune.errors import RecipeError, closest
 from fusetune.recipe_sections import (
     MAX_EPOCHS,
     ExportText,
+    Place,
     PrefixCacheSection,
     Range,
     Section,
@@ -101,7 +102,7 @@ class Trajectories(Section):
 class TrainSection(Section):
     """The training run, or runs, whose checkpoints become the members."""
 
-    checkpoints: list[str] | None = Field(
+    checkpoints: list[Place] | None = Field(
         None,
         min_length=1,
         description="Existing checkpoints, folders or patterns, in the place of a training.",
@@ -175,7 +176,7 @@ class FuseSection(Section):
         description="Whether the model that the training began with is a member too, with the "
         "first member's head where it has none of its own.",
     )
-    start: list[str] = Field(
+    start: list[Place] = Field(
         default_factory=list,
         description="Recipes of mergekit (linear) whose weights are starting points too.",
     )

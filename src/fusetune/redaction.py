@@ -64,7 +64,11 @@ def without_secrets(text: str) -> str:
     text = _SETTING.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _TOKEN.sub(HIDDEN, text))
     for secret in _in_environment():
-        text = text.replace(secret, HIDDEN)
+        if secret in text:
+            # A password that is a word, as postgres, is hidden as a word: not in postgresql.
+            edge = "[A-Za-z]" if secret.isalpha() else "(?!)"
+            pattern = rf"(?<!{edge}){re.escape(secret)}(?!{edge})"
+            text = re.sub(pattern, HIDDEN, text)
     return text
 
 

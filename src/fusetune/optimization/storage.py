@@ -93,7 +93,7 @@ def _open(
             "Install its driver with: pip install 'fusetune[postgresql]'"
             if missing
             else "Check the URL, that its driver is installed, that the server answers and "
-            "lets the user create tables. Run folders keep no password: give it in the "
+            "lets the user create tables. Run folders keep no password; give yours in the "
             f"environment ({PASSWORD} with {HOST}), in ~/.pgpass, or with storage=URL again.",
         ) from None  # a traceback could show the URL
 

@@ -53,8 +53,12 @@ EVALUATING: Mapping[str, tuple[Any, ...]] = {
 }
 """Values that need evaluations by the Trainer itself, which is given no data for them."""
 
-HIGHEST: Mapping[str, float] = {"warmup_ratio": 1.0, "label_smoothing_factor": 1.0}
-"""The largest value of fields that are shares."""
+HIGHEST: Mapping[str, float] = {
+    "warmup_ratio": 1.0,
+    "label_smoothing_factor": 1.0,
+    "dataloader_num_workers": 1024,  # each is a process
+}
+"""The largest value of fields that are shares, or that ask for more than a machine has."""
 
 DEFAULTS: Mapping[str, Any] = {
     "report_to": "none",
