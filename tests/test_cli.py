@@ -142,3 +142,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 def test_messages_end_with_the_hint() -> None:
     error = FusetuneError("The rule is broken.", "Mend it.")
     assert str(error) == "The rule is broken. Mend it."
+
+
+def test_a_name_that_no_file_can_have_is_a_message() -> None:
+    for arguments in (["run", "x" * 5000], ["members", "x" * 300]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert "File name too long" in " ".join(result.output.split())

@@ -101,3 +101,10 @@ def test_weights_are_normalised_and_models_found(pool: MemberPool, tmp_path: Pat
     file.write_text(yaml.safe_dump({**content, "models": [{"model": "checkpoint-40"}]}))
     with pytest.raises(RecipeError, match="checkpoint-40, which is none of the members: check"):
         LinearMerge.read(file).weights_of(pool.members)
+
+
+def test_weights_whose_sum_is_beyond_every_number(tmp_path: Path) -> None:
+    file = tmp_path / "huge.yaml"
+    models = [{"model": name, "parameters": {"weight": 1e308}} for name in ("a", "b", "c", "d")]
+    file.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    assert LinearMerge.read(file).weights == (0.25, 0.25, 0.25, 0.25)

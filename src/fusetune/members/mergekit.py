@@ -27,6 +27,10 @@ from fusetune.members.weights import TOLERANCE, FusionWeights
 from fusetune.recipe_yaml import read_text, read_yaml
 
 METHOD = "linear"
+
+HUGE = 1e300
+"""Weights above it are divided by the largest first: their sum would be beyond every number."""
+
 EXTRA = "fusetune"
 """Key of what a file says beyond mergekit."""
 
@@ -209,6 +213,8 @@ def _weight(file: Path, name: str, parameters: Mapping[str, Any]) -> float:
 
 
 def _summing_to_1(file: Path, raw: tuple[float, ...], normalise: bool) -> tuple[float, ...]:
+    if max(raw) > HUGE:
+        raw = tuple(weight / max(raw) for weight in raw)
     total = math.fsum(raw)
     if math.isclose(total, 1.0, abs_tol=TOLERANCE):
         return raw  # to the last bit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fusetune.errors import DataError, RecipeError, alike
@@ -31,8 +31,8 @@ class PromptTemplate:
         try:
             self._template = environment.from_string(source)
             self.fields = frozenset(meta.find_undeclared_variables(environment.parse(source)))
-        except TemplateError as error:
-            raise RecipeError(f"task.prompt is no Jinja template: {error}.") from error
+        except Exception as error:  # also of templates that are nested too deep to be read
+            raise RecipeError(f"task.prompt is no Jinja template: {_words(error)}.") from error
         if not self.fields:
             raise RecipeError(
                 f"task.prompt names no field of the data: {source!r} would be the same "
@@ -52,11 +52,16 @@ class PromptTemplate:
         for i, row in enumerate(rows):
             try:
                 prompts.append(self._template.render(row))
-            except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            except Exception as error:  # whatever the methods and filters in it raise
                 raise DataError(
-                    f"task.prompt cannot be filled in for {part.where(i)}: {error}."
+                    f"task.prompt cannot be filled in for {part.where(i)}: {_words(error)}."
                 ) from error
         return prompts
+
+
+def _words(error: Exception) -> str:
+    """What an error says; one for want of memory says nothing."""
+    return "it takes too much memory" if isinstance(error, MemoryError) else str(error)
 
 
 def require_columns(part: Part, names: frozenset[str] | set[str], key: str) -> None:
