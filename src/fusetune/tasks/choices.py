@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from fusetune.tasks.prompts import PromptTemplate, require_columns
 from fusetune.tasks.splitting import LABELLED_TEST_HINT, Part
 from fusetune.tasks.task import Split, SplitName
 
+Reader = Callable[[Any, Sequence[Any]], int | None]
 LETTERS = string.ascii_uppercase
 
 
@@ -63,10 +65,13 @@ class Choices:
         """
         found: dict[SplitName, Split] = {}
         notes = []
-        for name, part in parts.items():
+        for part in parts.values():
             require_columns(part, self.columns, "task")
+        kinds = self._kinds(parts)
+        for name, part in parts.items():
             prompts = self.prompt.prompts(part)
-            rows = [self._row(row, part, i) for i, row in enumerate(self._rows(part))]
+            notes += self.prompt.empty(part)
+            rows = self._options(part, kinds)
             kept = [i for i, (_, right) in enumerate(rows) if right is not None]
             if len(kept) < len(rows):
                 self._require(name, part, rows, kept)
@@ -85,24 +90,56 @@ class Choices:
         """The text of the right option of each question, `n`."""
         return [right for (right,) in split.labels]
 
-    def _rows(self, part: Part) -> Any:
-        return part.rows.select_columns(sorted({self.reference, *self.options}))
+    def _questions(self, part: Part) -> list[tuple[list[Any], Any]]:
+        """Options and answer of each row, as they stand there."""
+        rows = part.rows.select_columns(sorted({self.reference, *self.options}))
+        return [
+            (self._listed(row, part, i), _single(row[self.reference]))
+            for i, row in enumerate(rows)
+        ]
 
-    def _row(
-        self, row: Mapping[str, Any], part: Part, i: int
-    ) -> tuple[tuple[str, ...], int | None]:
+    def _kinds(self, parts: Mapping[SplitName, Part]) -> tuple[Reader, ...]:
+        """How answers are read: in one way if one fits those of all splits, else in each.
+
+        A number in a CSV file is a text like others: it is a place before it is an option's
+        text. Elsewhere a number is a place, and a text is none unless nothing else fits.
+        """
+        usual = (_by_number, _by_text, _by_letter)
+        untyped = any(part.untyped for part in parts.values())
+        kinds = (_by_number, _by_digits, *usual[1:]) if untyped else (*usual, _by_digits)
+        known = [
+            {kind for kind in kinds if kind(answer, options) is not None}
+            for part in parts.values()
+            for options, answer in self._questions(part)
+        ]
+        meant = [fitting for fitting in known if fitting]
+        always = [kind for kind in kinds if meant and all(kind in f for f in meant)]
+        return tuple(always[:1]) or usual
+
+    def _options(
+        self, part: Part, kinds: Sequence[Reader]
+    ) -> list[tuple[tuple[str, ...], int | None]]:
         """What the model may answer, and the place of the right answer; None without one."""
+        found = []
+        for options, answer in self._questions(part):
+            there = [j for j, text in enumerate(options) if text is not None and text != ""]
+            places = (kind(answer, options) for kind in kinds)
+            place = next((place for place in places if place is not None), None)
+            right = there.index(place) if place in there else None
+            said = [LETTERS[j] if self.letters else str(options[j]) for j in there]
+            found.append((tuple(said), right))
+        return found
+
+    def _listed(self, row: Mapping[str, Any], part: Part, i: int) -> list[Any]:
+        """The options of a row, empty ones included."""
         values = [row[column] for column in self.options]
         listed = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-        there = [j for j, text in enumerate(listed) if text is not None and text != ""]
-        texts = tuple(str(listed[j]) for j in there)
-        if len(texts) < 2 or len(listed) > len(LETTERS):
+        number = sum(text is not None and text != "" for text in listed)
+        if number < 2 or len(listed) > len(LETTERS):
             raise DataError(
-                f"A question has 2 to {len(LETTERS)} options; {part.where(i)} has {len(texts)}."
+                f"A question has 2 to {len(LETTERS)} options; {part.where(i)} has {number}."
             )
-        place = _place(row[self.reference], listed)
-        right = there.index(place) if place in there else None
-        return (tuple(LETTERS[j] for j in there) if self.letters else texts), right
+        return list(listed)
 
     def _require(
         self,
@@ -127,18 +164,33 @@ class Choices:
             )
 
 
-def _place(answer: Any, options: Sequence[Any]) -> int | None:
-    """The place of the right option among all, empty ones included; None if unclear."""
+def _single(answer: Any) -> Any:
+    """The answer, out of a list that has no other."""
     if isinstance(answer, list):
-        return _place(answer[0], options) if len(answer) == 1 else None
-    if isinstance(answer, bool) or answer is None:
-        return None
-    if isinstance(answer, int):
-        return answer if 0 <= answer < len(options) else None
-    text = str(answer)
-    places = [j for j, option in enumerate(options) if option is not None and option == text]
-    if places:
-        return places[0] if len(places) == 1 else None
-    letter = text.strip().upper()
-    found = LETTERS.find(letter) if len(letter) == 1 else -1
-    return found if 0 <= found < len(options) else None
+        return answer[0] if len(answer) == 1 else None
+    return answer
+
+
+def _by_number(answer: Any, options: Sequence[Any]) -> int | None:
+    if isinstance(answer, float) and answer.is_integer():  # whole numbers beside missing ones
+        answer = int(answer)
+    whole = isinstance(answer, int) and not isinstance(answer, bool)
+    return answer if whole and 0 <= answer < len(options) else None
+
+
+def _by_digits(answer: Any, options: Sequence[Any]) -> int | None:
+    digits = isinstance(answer, str) and re.fullmatch(r"0|[1-9]\d?", answer.strip(), re.ASCII)
+    return _by_number(int(answer), options) if digits else None
+
+
+def _by_text(answer: Any, options: Sequence[Any]) -> int | None:
+    """The one option that is the answer; a number among the options is one by its digits."""
+    there = isinstance(answer, str) and answer != ""
+    places = [j for j, option in enumerate(options) if there and str(option) == answer]
+    return places[0] if len(places) == 1 else None
+
+
+def _by_letter(answer: Any, options: Sequence[Any]) -> int | None:
+    letter = answer.strip().upper() if isinstance(answer, str) else ""
+    place = LETTERS.find(letter) if len(letter) == 1 else -1
+    return place if 0 <= place < len(options) else None

@@ -75,6 +75,7 @@ class Examples:
         notes = []
         for name, part in parts.items():
             prompts, golds = self.prompt.prompts(part), references(part, self.reference)
+            notes += self.prompt.empty(part)
             if self.no_answer is None:
                 kept = [i for i, texts in enumerate(golds) if texts]
                 if len(kept) < len(golds):

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import StrictUndefined, meta
+from jinja2 import StrictUndefined, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fusetune.errors import DataError, RecipeError, alike
 from fusetune.tasks.splitting import Part
 
+CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None", "self"})
+"""Names that a template takes for its own, whatever a row has."""
+
+
+class _Null(str):
+    """A missing value: empty where it is written, and `none` where a template asks."""
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+NULL = _Null()
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which a key of a mapping comes before the methods of Python's."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """The value of `obj.attribute`."""
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
 
 class PromptTemplate:
     """A Jinja template over the fields of a row.
 
-    It runs in a sandbox: a recipe from elsewhere can read the rows, and nothing else.
+    It runs in a sandbox, on plain data: a recipe from elsewhere can read the rows, and nothing
+    else. A field that is null is empty in the prompt.
 
     Args:
         source: As "Summarise: {{ dialogue }} Summary:".
@@ -25,14 +55,21 @@ class PromptTemplate:
     """
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
         )
+        environment.tests["none"] = lambda value: value is None or value is NULL
+        environment.policies["json.dumps_function"] = _json
         try:
+            own = _called(environment.parse(source)) & environment.globals.keys()
+            environment.globals = {name: environment.globals[name] for name in own}
+            fields = meta.find_undeclared_variables(environment.parse(source))
             self._template = environment.from_string(source)
-            self.fields = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+            words = {text for _, kind, text in environment.lex(source) if kind == "name"}
         except Exception as error:  # also of templates that are nested too deep to be read
             raise RecipeError(f"task.prompt is no Jinja template: {_words(error)}.") from error
+        self._constants = words & CONSTANTS
+        self.fields = frozenset(fields - CONSTANTS)
         if not self.fields:
             raise RecipeError(
                 f"task.prompt names no field of the data: {source!r} would be the same "
@@ -44,19 +81,75 @@ class PromptTemplate:
         """The prompt of every row.
 
         Raises:
-            DataError: If a field is not in the data, or a row cannot be rendered.
+            DataError: If a field is not in the data, has a value that is no plain data, or a
+                row cannot be rendered.
         """
         require_columns(part, self.fields, "task.prompt")
+        if taken := sorted(self._constants & set(part.rows.column_names)):
+            raise DataError(
+                f"task.prompt has the word {taken[0]!r}, a column's name that means something "
+                "else in templates.",
+                hint="Give the column another name.",
+            )
         rows = part.rows.select_columns(sorted(self.fields))
         prompts = []
         for i, row in enumerate(rows):
+            plain = {name: _plain(value, name, part, i) for name, value in row.items()}
             try:
-                prompts.append(self._template.render(row))
+                prompts.append(self._template.render(plain))
             except Exception as error:  # whatever the methods and filters in it raise
                 raise DataError(
                     f"task.prompt cannot be filled in for {part.where(i)}: {_words(error)}."
                 ) from error
         return prompts
+
+    def empty(self, part: Part) -> list[str]:
+        """How often each field is null, which leaves its place in the prompt empty."""
+        counts = {n: sum(v is None for v in part.rows[n][:]) for n in sorted(self.fields)}
+        return [
+            f"In {n:,} of {len(part.rows):,} {part.source} rows {name!r} is null: empty in the "
+            "prompt."
+            for name, n in counts.items()
+            if n
+        ]
+
+
+def _plain(value: Any, column: str, part: Part, row: int) -> Any:
+    """The value without nulls; nothing that has methods of its own comes into a template."""
+    if value is None:
+        return NULL
+    if type(value) in (str, bool, int, float):
+        return value
+    if type(value) in (list, tuple):  # tuples are the pairs of a map
+        return [_plain(item, column, part, row) for item in value]
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: _plain(item, column, part, row) for key, item in value.items()}
+    raise DataError(
+        f"A prompt is made of texts, numbers, booleans, lists and mappings; {column!r} has "
+        f"something else, {type(value).__name__}, in {part.where(row)}."
+    )
+
+
+def _json(value: Any, **options: Any) -> str:
+    """What the filter `tojson` writes: null where a value is missing."""
+    return json.dumps(_with_nulls(value), **options)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value is NULL else value
+
+
+def _called(tree: nodes.Template) -> set[str]:
+    """Names that a template calls: `range(3)` is Jinja's own, no field of that name."""
+    return {
+        call.node.name
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Name)
+    }
 
 
 def _words(error: Exception) -> str:
