@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from fusetune.errors import RecipeError
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import difference, find, load, parse, ready
+from fusetune.recipe_file import REMOVED, Removed, difference, find, load, parse, ready
 from fusetune.recipe_yaml import read_yaml, write_yaml
 
 MINIMAL = """
@@ -51,6 +52,17 @@ def test_every_error_at_once_with_its_path() -> None:
     assert "train.members: Input should be greater than or equal to 2 (got 1)" in text
     assert "fuse.evaluatons: unknown key (did you mean evaluations?)" in text
     assert "task.split.hold_out: Input should be greater than or equal to 1 (got 0)" in text
+
+
+@pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: removed.key)
+def test_a_key_that_is_gone_says_what_to_write_instead(removed: Removed) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(MINIMAL, [f"{removed.key}=something", "train.members=1"])
+    text = str(caught.value)
+    assert f"{removed.key}: gone since version 0.2.0; {removed.instead}" in text
+    assert "recipe has 2 error(s)" in text
+    for value in removed.unused:  # what a run folder of version 0.1.0 says
+        assert parse(MINIMAL, [f"{removed.key}={json.dumps(value)}"]) == parse(MINIMAL)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from fusetune.errors import RunError
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import parse
+from fusetune.recipe_file import load, parse
 from fusetune.run import RunFolder
 
 RECIPE = """
@@ -49,6 +49,20 @@ def test_keys_that_an_older_version_did_not_have_are_at_their_defaults(
     assert folder.changes(recipe("seed=3")) == {"seed": "41 → 3"}
     folder.recipe_file.write_text("".join([*kept, "gone: 1\n"]))  # of a version that had it
     assert "gone" in folder.changes(recipe())
+
+
+def test_a_folder_of_an_older_version_goes_on(folder: RunFolder) -> None:
+    text = folder.recipe_file.read_text()
+    assert "fuse:\n" in text
+    folder.recipe_file.write_text(text.replace("fuse:\n", "fuse:\n  racing: false\n"))
+    assert load(folder.recipe_file) == recipe()
+    assert folder.check_recipe(recipe(), stage=None, force=False) is None
+    folder.recipe_file.write_text(text.replace("fuse:\n", "fuse:\n  racing: true\n"))
+    with pytest.raises(
+        RunError, match=r"fuse\.racing: gone since version 0\.2\.0"
+    ):
+        folder.check_recipe(recipe(), stage=None, force=False)
+    assert folder.check_recipe(recipe(), stage=None, force=True) == "fuse"
 
 
 def test_another_recipe_is_refused_with_what_differs(folder: RunFolder) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,32 @@ TEXTS = (
     *(f"task.options.{key}!" for key in ("labels", "positive")),
 )
 """Keys whose values are texts as they are written; see `recipe_yaml.read_yaml`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A key that recipes no longer have.
+
+    Attributes:
+        key: Dotted.
+        instead: What to write or do in its place, in one sentence.
+        unused: Its values that asked for nothing, the default among them, which older versions
+            wrote into the recipe of every run folder. They are left out; others are refused.
+    """
+
+    key: str
+    instead: str
+    unused: tuple[object, ...]
+
+
+REMOVED = (
+    Removed(
+        "fuse.racing",
+        "leave it out, as every w is evaluated on the whole validation split",
+        (False,),
+    ),
+)
+"""What version 0.2.0 no longer has."""
 
 MOST = 40  # errors that are listed
 LONGEST = 200  # characters of a wrong value
@@ -137,11 +165,39 @@ def derive(recipe: Recipe, changes: Mapping[str, Any], *, name: str = "recipe") 
     return _validated(tree, name)
 
 
+def without_unused(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Removed]]:
+    """A recipe without the keys of older versions that asked for nothing, and those in use.
+
+    Returns:
+        A copy of the tree; the removed keys that it still has, by their dotted names.
+    """
+    left = copy.deepcopy(dict(tree))
+    used = {}
+    for removed in REMOVED:
+        *parents, last = removed.key.split(".")
+        section: Any = left
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, Mapping) else None
+        if not isinstance(section, dict) or last not in section:
+            continue
+        if any(section[last] is value or section[last] == value for value in removed.unused):
+            del section[last]
+        else:
+            used[removed.key] = removed
+    return left, used
+
+
+def gone(removed: Removed) -> str:
+    """The message about a removed key that is in use."""
+    return f"gone since version 0.2.0; {removed.instead}"
+
+
 def _validated(tree: Mapping[str, Any], name: str) -> Recipe:
+    tree, used = without_unused(tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_all_errors(error, name, tree)) from None
+        raise RecipeError(_all_errors(error, name, tree, used)) from None
 
 
 def difference(
@@ -180,13 +236,17 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _all_errors(error: ValidationError, name: str, tree: object) -> str:
+def _all_errors(
+    error: ValidationError, name: str, tree: object, used: Mapping[str, Removed]
+) -> str:
     lines: list[str] = []
     for item in error.errors(include_url=False, include_context=True):
         place = _place(item["loc"], tree, missing=item["type"] == "missing")
         where = ".".join(map(str, place))
         message = wording(item)
-        if item["type"] == "extra_forbidden":
+        if where in used:
+            message = gone(used[where])
+        elif item["type"] == "extra_forbidden":
             near = len(lines) < MOST  # looking for near names takes a while
             known = _keys_at(place[:-1]) if near else []
             message = "unknown key" + closest(str(place[-1]), known)

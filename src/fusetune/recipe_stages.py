@@ -195,9 +195,6 @@ class FuseSection(Section):
     candidates_per_pass: Literal["auto"] | PositiveInt = Field(
         "auto", description="Models evaluated side by side; auto: more than one on a GPU only."
     )
-    racing: bool = Field(
-        False, description="Drop a w as soon as a part of the split shows it dominated."
-    )
     oracle_evaluations: int | None = Field(
         None, ge=1, description="Subsets that oracle evaluates on test; evaluations by default."
     )

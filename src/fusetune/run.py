@@ -16,7 +16,7 @@ from fusetune.files.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.members.claim import claimed
 from fusetune.members.disk import remove, write_json
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import TEXTS, difference
+from fusetune.recipe_file import TEXTS, difference, gone, without_unused
 from fusetune.recipe_yaml import read_text, read_yaml
 from fusetune.run_layout import RunLayout
 
@@ -342,7 +342,11 @@ class RunFolder(RunLayout):
     def changes(self, recipe: Recipe) -> dict[str, str]:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""
         stored = self.stored_recipe()
-        changed = {} if stored is None else difference(_completed(stored), recipe.public())
+        if stored is None:
+            return {}
+        stored, used = without_unused(stored)
+        changed = difference(_completed(stored), recipe.public())
+        changed |= {key: gone(removed) for key, removed in used.items()}
         return {
             k: v
             for k, v in changed.items()

@@ -65,7 +65,6 @@ train:
   arguments: {{learning_rate: 1.0e-2, per_device_train_batch_size: 16}}
 fuse:
   evaluations: 12
-  racing: true
   methods: [finetune, swa, greedy, learned, twa, fisher, oracle, mobo]
 """
 
@@ -120,7 +119,7 @@ def test_a_run_from_configuration_to_report(data: Path, tmp_path: Path) -> None:
     assert rho > 0.7
 
     # The same members, made to stop too soon: what never ended is counted in the report.
-    again = [f"train={{checkpoints: {made.path}/members/*, members: 4}}", "fuse.racing=false",
+    again = [f"train={{checkpoints: {made.path}/members/*, members: 4}}",
              "task.options.generation.max_new_tokens=3", "fuse.evaluations=6",
              "fuse.methods=[swa, mobo]"]  # fmt: skip
     short = run(parse(recipe(data), again), tmp_path / "short")

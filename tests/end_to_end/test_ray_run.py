@@ -22,7 +22,6 @@ SMALL = (
     "train.epochs=2",
     "train.members=3",
     "fuse.evaluations=9",
-    "fuse.racing=true",
 )
 ONE = "executor={kind: ray, workers: 1, cpus_per_worker: 0.5, gpus_per_worker: 0}"
 

@@ -150,7 +150,7 @@ WRONG = [
     "fuse.constraint='loss <= '", "fuse.constraint=3", "fuse.constraint='loss <= nan, max f1'",
     "fuse.choose=fate", "fuse.export=../x", "fuse.export='adapter-svd:0'",
     "fuse.export='adapter-svd:-1'", "fuse.export='adapter-svd:99999999999999999999999'",
-    "fuse.candidates_per_pass=.5", "fuse.racing=perhaps", "fuse.averaging=all",
+    "fuse.candidates_per_pass=.5", "fuse.averaging=all",
     "compare.learning_rates=[]", "compare.learning_rates=[.nan]", "compare.learning_rates=[x]",
     "executor=3", "executor.kind=[]", "executor={workers: .nan}", "storage=3", "storage=[]",
     "unknown=1", "task.unknown=1", "=1", ".=1", "a..b=1", "seed", "seed=[", "seed=*a",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fusetune.evaluation.assembly import Assembly
@@ -78,20 +75,13 @@ class Scorer:
         return prepare(self.encoded, self.collate, self.device, budget, sizes=lengths)
 
     def _outputs(self, model: nn.Module) -> Outputs:
-        assembly = Assembly(len(self.encoded))
-        for rows, part in self._parts(model, self.batches):
-            assembly.add(rows, part)
-        return assembly.whole()
-
-    def _parts(
-        self, model: nn.Module, batches: Sequence[IndexedBatch]
-    ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
-        """Rows and outcomes, batch by batch."""
         run = self.instead.get(model, model)
-        for batch in batches:
+        assembly = Assembly(len(self.encoded))
+        for batch in self.batches:
             with torch.inference_mode(), self.autocast():
                 part = self.task.outputs(run, batch.inputs)
-            yield batch.rows, part
+            assembly.add(batch.rows, part)
+        return assembly.whole()
 
     def autocast(self) -> torch.autocast:
         """The precision that models are evaluated in, as a context."""

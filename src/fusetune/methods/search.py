@@ -10,8 +10,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from fusetune.errors import NoResultError
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator
-from fusetune.evaluation.racing import Dropped, StagedScorer, race
-from fusetune.evaluation.remote import Candidate, Remote
+from fusetune.evaluation.remote import Remote
 from fusetune.executors.executor import Report, Work
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -22,7 +21,7 @@ from fusetune.optimization.pareto import choose, front
 from fusetune.optimization.recording import ORIGIN, SUGGEST_SECONDS
 from fusetune.optimization.rivals import RivalSampler, ask_box
 from fusetune.optimization.samplers import ask_weights
-from fusetune.optimization.study import Finished, Loop, Pruned
+from fusetune.optimization.study import Finished, Loop
 
 MOBO = "mobo"
 STUDY = "fuse"
@@ -78,7 +77,7 @@ def search(
         ask: A running trial and k → the w to evaluate.
     """
     kind = _Evaluate if evaluator.elsewhere is None else _Anywhere
-    evaluate = kind(method, evaluator, k, loop)
+    evaluate = kind(evaluator)
     study = loop.run(
         study_name(method),
         sampler,
@@ -93,71 +92,34 @@ def search(
 class _Evaluate:
     """w → its values, in this process."""
 
-    def __init__(self, method: str, evaluator: Evaluator, k: int, loop: Loop) -> None:
-        self.method = method
+    def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.k = k
-        self.loop = loop
 
-    def __call__(
-        self, weights: FusionWeights, number: int, report: Report
-    ) -> Finished | Pruned:
-        return _told(race(self.evaluator, weights, self.rivals(number)), weights)
-
-    def rivals(self, number: int) -> list[FusionWeights]:
-        """The w on the front, if there is a race."""
-        # Starting points get the whole split: the search and its promise rest on them.
-        if number < 2 * self.k or not isinstance(self.evaluator.score, StagedScorer):
-            return []
-        return _front(self.loop, self.method, self.evaluator, number)
+    def __call__(self, weights: FusionWeights, number: int, report: Report) -> Finished:
+        return _told(self.evaluator(weights), weights)
 
 
 class _Anywhere(_Evaluate):
-    """The same, in any process: `executors.executor.Portable`."""
+    """w → its values, in any process: `executors.executor.Portable`."""
 
     def worker(self) -> Callable[[], Work]:
         """Makes the evaluation there."""
         assert self.evaluator.elsewhere is not None
         return Remote(self.evaluator.elsewhere)
 
-    def pack(self, params: FusionWeights, number: int) -> Candidate | None:
-        """The w, with its rivals; None if its evaluation is known."""
-        if self.evaluator.store.get(params) is not None:
-            return None
-        rivals = self.rivals(number)
-        return Candidate(params, tuple((w, self.evaluator(w)) for w in rivals))
+    def pack(self, params: FusionWeights, number: int) -> FusionWeights | None:
+        """The w; None if its evaluation is known."""
+        return None if self.evaluator.store.get(params) is not None else params
 
-    def unpack(
-        self, params: FusionWeights, number: int, value: Evaluation | Dropped
-    ) -> Finished | Pruned:
+    def unpack(self, params: FusionWeights, number: int, value: Evaluation) -> Finished:
         """Keep the outcomes, as if they had been found here."""
-        if isinstance(value, Evaluation):
-            self.evaluator.store.put(params, value)
-            value = self.evaluator(params)
-        return _told(value, params)
+        self.evaluator.store.put(params, value)
+        return _told(self.evaluator(params), params)
 
 
-def _told(evaluation: Evaluation | Dropped, weights: FusionWeights) -> Finished | Pruned:
+def _told(evaluation: Evaluation, weights: FusionWeights) -> Finished:
     attributes = {"weights": list(weights.values), "seconds": evaluation.seconds}
-    if isinstance(evaluation, Evaluation):
-        return Finished(evaluation.values, attributes)
-    part = {"part": dict(evaluation.values), "examples": evaluation.examples}
-    return Pruned({**attributes, **part})
-
-
-def _front(loop: Loop, method: str, evaluator: Evaluator, number: int) -> list[FusionWeights]:
-    """The w on the front when trial `number` was asked for: the same ones after a kill."""
-    study = loop.find(study_name(method))
-    if study is None:
-        return []
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in trials if trial.number <= loop.settled(number)]
-    if not trials:
-        return []
-    names = [o.name for o in evaluator.objectives]
-    values = [dict(zip(names, t.values, strict=True)) for t in trials]
-    optimal = front(to_maximise(values, evaluator.objectives))
-    return [weights_of(trials[i]) for i in optimal]
+    return Finished(evaluation.values, attributes)
 
 
 def rival(name: str) -> FusionMethod:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fusetune.errors import DataError
-from fusetune.evaluation.racing import StagedScorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.executors import find as find_executor
 from fusetune.executors.executor import Executor
@@ -275,9 +274,7 @@ class Context:
     def scorer(self, split: SplitName) -> Scorer:
         """Evaluates models on a split; its batches are made once."""
         if split not in self._scorers:
-            racing = self.recipe.fuse.racing and split == "validation"
-            make = StagedScorer if racing else Scorer
-            self._scorers[split] = make(
+            self._scorers[split] = Scorer(
                 self.task, self.encode(split), self.collate, self.device, DTYPES[self.precision]
             )
         return self._scorers[split]

@@ -1,7 +1,7 @@
 """Task kind `lm-eval`: tasks of lm-evaluation-harness as objectives of a fusion.
 
-Each document has columns of numbers, as a generated text has, so that intervals, paired tests
-and racing hold for them as for any other metric.
+Each document has columns of numbers, as a generated text has, so that intervals and
+paired tests hold for them as for any other metric.
 """
 
 from __future__ import annotations
