@@ -49,12 +49,12 @@ MOST_FILES = 14  # of a folder, its __init__.py aside
 LARGE_FOLDERS = {
     ".": 21,
     "evaluation": 19,
-    "members": 58,
+    "members": 60,
     "methods": 19,
     "optimization": 33,
     "pipeline": 49,
     "report": 19,
-    "tasks": 38,
+    "tasks": 37,
 }
 CIRCLES = {
     frozenset({"library/page.py", "library/result.py"}),
