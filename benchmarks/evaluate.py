@@ -10,11 +10,9 @@ time, which other work on the machine hardly touches. `*_difference`: the larges
 logits of both ways. `*_share`: of the matrix rate measured here, counting the encoder's
 products on real tokens alone.
 
-`--compile` adds `*_compiled_ratio`, seconds as usual by seconds with `torch.compile` (which is
-done before the clock runs), and `--candidates c` adds `*_candidates_ratio`, seconds of c
-models one after the other by seconds of c models side by side. Each pair alternates too; above
-1 means that it pays. `*_compiled_difference` and `*_candidates_difference` are the largest
-between logits.
+`--candidates c` adds `*_candidates_ratio`, seconds of c models one after the other by seconds
+of c models side by side, which alternate too; above 1 means that it pays.
+`*_candidates_difference` is the largest between logits.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -33,7 +30,6 @@ import transformers
 from torch import nn
 
 from fusetune.evaluation.candidates import outcomes
-from fusetune.evaluation.compiled import compiled_scorer
 from fusetune.evaluation.scorer import Scorer
 from fusetune.models.device import DTYPES, choose_device, choose_precision
 from fusetune.models.load import resolve
@@ -80,28 +76,6 @@ def side_by_side(
     return {
         way: (statistics.median(t[0] for t in v), statistics.median(t[1] for t in v))
         for way, v in took.items()
-    }
-
-
-def compiled(name: str, scorer: Scorer, model: nn.Module, repeats: int) -> dict[str, float]:
-    """The usual evaluation against that of the compiled model."""
-    torch.compiler.reset()
-    fast, why = compiled_scorer(
-        scorer, model, cast(nn.Module, torch.compile(model, dynamic=True))
-    )
-    if why:
-        raise SystemExit(f"{name} cannot be evaluated by compiled code: {why}.")
-    usual, other = scorer(model).outputs, fast(model).outputs
-    assert usual is not None
-    assert other is not None
-    ways = {"eager": lambda: scorer(model), "compiled": lambda: fast(model)}
-    took = side_by_side(ways, scorer.device, repeats)
-    return {
-        f"{name}_compiled_ratio": took["eager"][0] / took["compiled"][0],
-        f"{name}_compiled_ratio_cpu": took["eager"][1] / took["compiled"][1],
-        f"{name}_compiled_difference": float(
-            np.abs(usual.predictions - other.predictions).max()
-        ),
     }
 
 
@@ -179,8 +153,6 @@ def measure(name: str, options: argparse.Namespace, device: torch.device) -> dic
     flop *= sum(p.numel() for p in model.base_model.encoder.parameters() if p.ndim == 2)
     spent = processor["ours"] if device.type == "cpu" else wall["ours"]
     more: dict[str, float] = {}
-    if options.compile:
-        more |= compiled(name, scorer, model, options.repeats)
     if options.candidates > 1:
         more |= together(name, scorer, model, options.candidates, options.repeats)
     return {
@@ -201,7 +173,6 @@ def main() -> None:
     parser.add_argument("--usual-rows", type=int, default=USUAL_BATCH)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--budget", type=int, help="tokens per batch")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--candidates", type=int, default=0, help="models side by side")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--device", default="cpu")

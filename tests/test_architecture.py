@@ -48,7 +48,7 @@ MOST_FILES = 14  # of a folder, its __init__.py aside
 # What does not keep the rules yet. Both lists may only get shorter, the sizes only smaller.
 LARGE_FOLDERS = {
     ".": 21,
-    "evaluation": 19,
+    "evaluation": 18,
     "members": 60,
     "methods": 19,
     "optimization": 33,

@@ -79,7 +79,6 @@ def test_a_key_that_is_gone_says_what_to_write_instead(removed: Removed) -> None
         ("search.objective=fused:nothing", "unknown 'fused:nothing'"),
         ("fuse.methods=[swa, mobbo]", r"unknown method 'mobbo' \(did you mean mobo"),
         ("fuse.evaluations=10", r"10 is less than train\.members: 15"),
-        ("fuse={compile: true, candidates_per_pass: 4}", "leave out candidates_per_pass, or"),
         ("fuse.candidates_per_pass=0", r"fuse\.candidates_per_pass.*got 0"),
         ("task.split={halve: validation, hold_out: 5}", "either halve or hold_out"),
         ("model", "An override must read key=value"),
@@ -148,7 +147,7 @@ def test_a_model_on_several_devices_is_averaged_where_it_lies() -> None:
     assert parse(MINIMAL, ["model.device_map=auto"]).model.device_map == "auto"
     places = parse(MINIMAL, ["model.device_map={bert: 0, classifier: 1}"]).model.device_map
     assert places == {"bert": 0, "classifier": 1}
-    for wrong in ("averaging=resident", "candidates_per_pass=4", "compile=true"):
+    for wrong in ("averaging=resident", "candidates_per_pass=4"):
         with pytest.raises(RecipeError, match=f"fuse.{wrong.partition('=')[0]} is for a model"):
             parse(MINIMAL, ["model.device_map=auto", f"fuse.{wrong}"])
 

@@ -58,9 +58,7 @@ def test_a_folder_of_an_older_version_goes_on(folder: RunFolder) -> None:
     assert load(folder.recipe_file) == recipe()
     assert folder.check_recipe(recipe(), stage=None, force=False) is None
     folder.recipe_file.write_text(text.replace("fuse:\n", "fuse:\n  racing: true\n"))
-    with pytest.raises(
-        RunError, match=r"fuse\.racing: gone since version 0\.2\.0"
-    ):
+    with pytest.raises(RunError, match=r"fuse\.racing: gone since version 0\.2\.0"):
         folder.check_recipe(recipe(), stage=None, force=False)
     assert folder.check_recipe(recipe(), stage=None, force=True) == "fuse"
 

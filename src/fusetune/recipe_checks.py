@@ -111,8 +111,6 @@ def quantisation_problems(quantised: str, recipe: Recipe) -> list[str]:
             f"fuse.averaging: {fuse.averaging} writes averages into the base's weights; "
             "adapters are averaged beside them with auto"
         )
-    if fuse.compile:
-        problems.append("fuse.compile: quantised layers are not compiled; leave it out")
     return problems
 
 
@@ -135,7 +133,6 @@ def _spread_problems(recipe: Recipe) -> list[str]:
     wrong = {
         "fuse.averaging": fuse.averaging not in ("auto", "streaming"),
         "fuse.candidates_per_pass": fuse.candidates_per_pass not in ("auto", 1),
-        "fuse.compile": fuse.compile,
         "model.quantization": recipe.model.quantization != "none",
     }
     return [

@@ -49,6 +49,11 @@ REMOVED = (
         "leave it out, as every w is evaluated on the whole validation split",
         (False,),
     ),
+    Removed(
+        "fuse.compile",
+        "leave it out, as models are evaluated without torch.compile",
+        (False,),
+    ),
 )
 """What version 0.2.0 no longer has."""
 

@@ -189,9 +189,6 @@ class FuseSection(Section):
     export: ExportText = Field(
         "merged", description="Of adapters: merged, adapter, or adapter-svd:RANK."
     )
-    compile: bool = Field(
-        False, description="Evaluate members and averages with torch.compile."
-    )
     candidates_per_pass: Literal["auto"] | PositiveInt = Field(
         "auto", description="Models evaluated side by side; auto: more than one on a GPU only."
     )
@@ -234,11 +231,6 @@ class FuseSection(Section):
 
         if self.start and not {"mobo", "bo"} & set(self.rows):
             raise ValueError("start is for mobo and bo; the other samplers start from nothing")
-        if self.compile and self.candidates_per_pass not in ("auto", 1):
-            raise ValueError(
-                "compiled models are evaluated one after the other; leave out "
-                "candidates_per_pass, or compile"
-            )
         if self.constraint is not None:
             try:
                 Constraint.parse(self.constraint)

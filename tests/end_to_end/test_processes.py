@@ -158,7 +158,6 @@ def workers(out: str) -> list[int]:
         ("executor.kind=ray", "executor.kind: ray"),
         ("model.device_map=auto", r"model\.device_map"),
         ("search.objective=fused", "search.objective: fused"),
-        ("fuse.compile=true", r"fuse\.compile"),
         ("fuse.methods=[finetune,learned]", "fuse.methods: learned under FSDP"),
         ("model.lora=4 search.trials=0 search.variant=full", r"model\.lora under FSDP"),
     ],

@@ -190,7 +190,6 @@ def test_levels_that_are_stored_are_taken_with_adapters(recipe: str, tmp_path: P
         ([*SETTINGS, "fuse.methods=[fisher]"], "fisher follows gradients"),
         ([*SETTINGS, "search.objective=fused:fisher"], "fisher follows gradients"),
         ([*SETTINGS, "fuse.averaging=streaming"], "writes averages into the base"),
-        ([*SETTINGS, "fuse.compile=true"], "quantised layers are not compiled"),
         ([*SETTINGS, "model.quantization=3bit"], "model.quantization"),
     ],
 )

@@ -34,11 +34,6 @@ class Bag(nn.Module):
         return SimpleNamespace(logits=self.head(input_ids))
 
 
-class Broken(nn.Module):
-    def forward(self, input_ids: Tensor) -> Any:
-        raise RuntimeError("no compiler")
-
-
 def collate(features: Any) -> dict[str, Tensor]:
     return {n: torch.tensor([f[n] for f in features]) for n in ("input_ids", "labels")}
 
@@ -64,7 +59,7 @@ def bench(folder: Path, **fuse: Any) -> tuple[Workbench, list[str]]:
         for split in ("validation", "test")
     }
     notes: list[str] = []
-    defaults = {"candidates_per_pass": "auto", "compile": False, "adapters": "exact"}
+    defaults = {"candidates_per_pass": "auto", "adapters": "exact"}
     section = SimpleNamespace(**{**defaults, **fuse})
     recipe = SimpleNamespace(
         fuse=section,
@@ -74,7 +69,7 @@ def bench(folder: Path, **fuse: Any) -> tuple[Workbench, list[str]]:
     context = SimpleNamespace(
         recipe=recipe, scorer=scorers.get, note=notes.append, task=task, shared=None
     )
-    made = Workbench(pool, cast(Context, context), folder / "kept", section.compile)
+    made = Workbench(pool, cast(Context, context), folder / "kept")
     made.__dict__["average"] = ResidentAverage(pool, Bag().eval())
     return made, notes
 
@@ -92,34 +87,3 @@ def test_candidates_share_passes_and_the_store(tmp_path: Path) -> None:
     for w in starting_points(K):
         assert evaluator(w).values == pytest.approx(one(w).values, rel=1e-5)
         assert evaluator(w).read == one(w).read > 0
-
-
-def test_without_a_compiler_a_note_and_the_usual_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda model, **_: Broken())
-    tried, notes = bench(tmp_path, compile=True)
-    usual, _ = bench(tmp_path)
-    for split in ("test", "validation"):
-        a, b = tried.evaluator(split), usual.evaluator(split)  # type: ignore[arg-type]
-        assert a.store.context == b.store.context
-    assert notes == [
-        "fuse.compile: validation is evaluated without, as RuntimeError: no compiler."
-    ]
-
-
-def test_compiled_evaluations_are_kept_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda model, **_: asked.append(model) or model)
-    fast, notes = bench(tmp_path, compile=True)
-    usual, _ = bench(tmp_path)
-    contexts = set()
-    for split in ("test", "validation"):
-        a, b = fast.evaluator(split), usual.evaluator(split)  # type: ignore[arg-type]
-        assert a.per_pass == 1
-        contexts |= {a.store.context, b.store.context}
-    assert len(contexts) == 4
-    assert len(asked) == 1  # one compilation for all splits
-    assert notes == []

@@ -25,10 +25,6 @@ class Scorer:
         device: Where the models are.
         dtype: float32 for plain evaluation, bfloat16 or float16 for autocast.
         token_budget: Padded tokens per batch; by kind of device if None.
-
-    Attributes:
-        instead: Model → what runs in its place, with the same parameters; empty unless
-            `compiled.compiled_scorer` made the scorer.
     """
 
     def __init__(
@@ -46,7 +42,6 @@ class Scorer:
         self.dtype = dtype
         self.collate = collate
         self.batches = prepare(encoded, collate, device, token_budget)
-        self.instead: dict[nn.Module, nn.Module] = {}
         text = f"{encoded.fingerprint} {dtype} {device.type} {len(self.batches)}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
@@ -75,11 +70,10 @@ class Scorer:
         return prepare(self.encoded, self.collate, self.device, budget, sizes=lengths)
 
     def _outputs(self, model: nn.Module) -> Outputs:
-        run = self.instead.get(model, model)
         assembly = Assembly(len(self.encoded))
         for batch in self.batches:
             with torch.inference_mode(), self.autocast():
-                part = self.task.outputs(run, batch.inputs)
+                part = self.task.outputs(model, batch.inputs)
             assembly.add(batch.rows, part)
         return assembly.whole()
 

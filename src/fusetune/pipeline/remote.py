@@ -141,26 +141,24 @@ class FusionWork:
         place: Of the run; its folder is needed only if the members lie in it.
         members: Path or URL and sha256 of each.
         split: On which to evaluate.
-        compiles: As in `Workbench`.
         data: Fingerprint of the tokenised split, which has to be the same everywhere.
     """
 
     place: Place
     members: tuple[tuple[str, str], ...]
     split: SplitName
-    compiles: bool
     data: str
 
     @classmethod
     def of(
-        cls, context: Context, pool: MemberPool, split: SplitName, compiles: bool
+        cls, context: Context, pool: MemberPool, split: SplitName
     ) -> Callable[[], Evaluator]:
         """For the members of this run."""
         paths = [source_of(m.path) or str(m.path.resolve()) for m in pool.members]
         digests = [m.sha256 for m in pool.members]
         members = tuple(zip(paths, digests, strict=True))
         data = context.scorer(split).encoded.fingerprint
-        return cls(Place.of(context), members, split, compiles, data)
+        return cls(Place.of(context), members, split, data)
 
     def __call__(self) -> Evaluator:
         """The evaluator; called in the worker."""
@@ -177,7 +175,7 @@ class FusionWork:
             paths, digests = zip(*self.members, strict=True)
             base = functools.partial(context.base, spread=True)
             pool = open_recorded({"paths": paths, "sha256": digests}, base)
-            bench = Workbench(pool, context, None, self.compiles)
+            bench = Workbench(pool, context, None)
             return bench.evaluator(self.split)
 
 

@@ -164,7 +164,6 @@ def _check(recipe: Recipe) -> None:
         (recipe.model.quantization != NONE, "model.quantization"),
         (recipe.search.trials > 0 and recipe.search.objective != "best_member",
          f"search.objective: {recipe.search.objective}"),
-        (recipe.fuse.compile, "fuse.compile"),
         (fsdp and recipe.model.lora is not None, "model.lora under FSDP"),
         (bool(needed), f"fuse.methods: {', '.join(needed)} under FSDP"),
     ]  # fmt: skip

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
-import torch
 from torch import nn
 
 from fusetune.errors import RunError
 from fusetune.evaluation import candidates
-from fusetune.evaluation.compiled import compiled_scorer
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.evaluation.evaluator import Evaluator, evaluate
 from fusetune.evaluation.lockstep import Lockstep
-from fusetune.evaluation.scorer import Scorer
 from fusetune.evaluation.store import EvaluationStore
 from fusetune.executors.group import current
 from fusetune.members.adapter import AdapterMember
@@ -48,14 +44,11 @@ class Workbench:
         pool: The members.
         context: Task, device and scorers.
         evaluations: Folder of the evaluation store; None keeps evaluations in memory.
-        compiles: Whether the model is compiled before it is evaluated, if that works.
     """
 
     pool: MemberPool
     context: Context
     evaluations: Path | None
-    compiles: bool = False
-    _scorers: dict[SplitName, Scorer] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def plan(self) -> AveragingPlan:
@@ -115,12 +108,12 @@ class Workbench:
 
     def evaluator(self, split: SplitName) -> Evaluator:
         """The values of θ̄(w) on a split; nothing is evaluated that the store knows."""
-        scorer = self._scorer(split)
+        scorer = self.context.scorer(split)
         way = " apart" if self.apart else ""
         model = self.average.model
         per_pass = 1
         alone = current() is None and self.context.recipe.model.device_map is None
-        if not self.compiles and alone:
+        if alone:
             wanted = self.context.recipe.fuse.candidates_per_pass
             per_pass, why = candidates.plan(wanted, model, scorer)
             if why:
@@ -129,12 +122,12 @@ class Workbench:
         others = shared.evaluations(own) if shared is not None and own is not None else ()
         objectives = self.context.task.objectives
         known_as = f"{self.pool.fingerprint} {scorer.fingerprint}{way}"
-        names, rows = [o.name for o in objectives], len(self.context.scorer(split).encoded)
+        names, rows = [o.name for o in objectives], len(scorer.encoded)
         store = EvaluationStore(own, known_as, others, names, rows)
         elsewhere = None
         remote = self.context.recipe.executor.kind != "serial"
         if remote and self.evaluations is not None:  # the run's members, not a trial's
-            elsewhere = FusionWork.of(self.context, self.pool, split, self.compiles)
+            elsewhere = FusionWork.of(self.context, self.pool, split)
         here = (self.average, model, scorer, objectives, store, per_pass, elsewhere)
         group = current()
         if group is None:
@@ -154,27 +147,6 @@ class Workbench:
             point = average.pool.point(point)
         score = Lockstep(self.context.scorer(split), group)
         return evaluate(average, average.model, score, point)
-
-    @cached_property
-    def _compiled_model(self) -> nn.Module:
-        torch.compiler.reset()  # what earlier models left counts against a limit
-        return cast(nn.Module, torch.compile(self.average.model, dynamic=True))
-
-    def _scorer(self, split: SplitName) -> Scorer:
-        """The scorer of a split, compiled if the recipe wants that and it works."""
-        scorer = self.context.scorer(split)
-        if not self.compiles:
-            return scorer
-        if split not in self._scorers:
-            # Code is made for the sizes that come first. They are those of validation in
-            # every process, so that a resumed run computes the same bits.
-            if split == "validation" or self._scorer("validation").instead:
-                model = self.average.model
-                scorer, why = compiled_scorer(scorer, model, self._compiled_model)
-                if why:
-                    self.context.note(f"fuse.compile: {split} is evaluated without, as {why}.")
-            self._scorers[split] = scorer
-        return self._scorers[split]
 
 
 def _open_along(
@@ -214,7 +186,6 @@ def open_members(context: Context) -> Workbench:
     """
     folder = context.folder
     record = folder.recorded("train") or {}
-    compiles = context.recipe.fuse.compile
     if "paths" in record:
         pool = open_recorded(
             record,
@@ -222,7 +193,7 @@ def open_members(context: Context) -> Workbench:
             allow_pickle=context.recipe.model.allow_pickle,
             copies=folder.converted,
         )
-        return Workbench(with_base(context, pool), context, folder.evaluations, compiles)
+        return Workbench(with_base(context, pool), context, folder.evaluations)
     recorded = record.get("members", [])
     if not folder.members.is_dir():
         raise RunError(
@@ -236,7 +207,7 @@ def open_members(context: Context) -> Workbench:
             f"{', '.join(recorded)}.",
             "Run `fusetune train --force` to collect them again.",
         )
-    return Workbench(with_base(context, pool), context, folder.evaluations, compiles)
+    return Workbench(with_base(context, pool), context, folder.evaluations)
 
 
 def with_base(context: Context, pool: MemberPool) -> MemberPool:
