@@ -314,3 +314,33 @@ def test_a_parquet_file_with_a_column_twice(tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match="has the column 'text' 2 times"):
             _ = make_task(section, 41).splits
+
+
+def test_what_a_metric_is_about(read_task: Callable[..., Any]) -> None:
+    metrics = ["f1", "macro_f1", "accuracy"]
+    for positive, other in (("yes", "no"), ("no", "yes")):
+        task = read_task(
+            labelled("yes", "no"), ".csv", metrics=metrics, options={"positive": positive}
+        )
+        assert task.about["f1"] == f"the F1 of the label {positive!r}, against {other!r}"
+        assert "mean of the F1 of all 2 labels" in task.about["macro_f1"]
+    assert "'yes'" in read_task(labelled("yes", "no"), ".csv", metrics=["f1"]).about["f1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "message"),
+    [
+        ("regression", "mae", "no metric 'mae' of regression; known are pearson, spearman"),
+        ("regression", "my:mae", r"known are pearson, spearman\. .*fusetune\.fuse"),
+        ("regression", "recall", "known are pearson, spearman"),
+        ("regression", "f1", "f1 is not one of regression; known are pearson, spearman"),
+        ("sequence-classification", "rouge1", "known are accuracy, f1, macro_f1, matthews_c"),
+        ("span-question-answering", "accuracy", "known are exact_match, f1, rouge1"),
+    ],
+)
+def test_a_metric_that_a_kind_lacks_lists_what_it_has(
+    kind: str, metric: str, message: str, read_task: Callable[..., Any]
+) -> None:
+    text = ["text", "label"] if kind.startswith("span") else ["text"]
+    with pytest.raises(RecipeError, match=message):
+        read_task(labelled("1", "2"), ".csv", kind=kind, metrics=[metric], text=text)

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from fusetune.errors import DataError, RecipeError
+from fusetune.tasks import text_metrics
 from fusetune.tasks.choice import MultipleChoice
 from fusetune.tasks.generation import Generation
 
@@ -154,3 +155,22 @@ def test_answers_of_files_with_types(
         drop=True,
     )  # fmt: skip
     assert [golds[0] for golds in task.splits["train"].labels] == right
+
+
+@pytest.mark.parametrize(
+    ("metric", "references", "notes"),
+    [
+        ("exact_match", ["3.5", "no"], ["1 of 2 references have numbers with a point"]),
+        ("rouge1", ["das ist schön", "漢字", "plain"], ["2 of 3 references have letters beyond",
+                                                     "1 have no word for them at all"]),
+        ("f1", ["漢字", "plain"], ["1 of 2 references are in a script without spaces"]),
+        ("f1", ["plain", "35"], []),
+        ("chrf", ["漢字 3.5"], []),
+    ],
+)  # fmt: skip
+def test_what_metrics_do_not_see_is_said(
+    metric: str, references: list[str], notes: list[str]
+) -> None:
+    said = " ".join(text_metrics.notes([metric], [(text,) for text in references]))
+    assert bool(said) == bool(notes)
+    assert all(note in said for note in notes)

@@ -20,6 +20,7 @@ from fusetune.pipeline.finished import CLASSIFICATION, GENERATION, REGRESSION, S
 from fusetune.tasks import metrics as registry
 from fusetune.tasks import text_metrics
 from fusetune.tasks.classification import canonical
+from fusetune.tasks.span_qa import METRICS as SPAN_METRICS
 
 ONE_OR_TWO: dict[str, str] = {
     CLASSIFICATION: "one or two columns of texts, comma-separated",
@@ -149,7 +150,7 @@ def metrics(wanted: Wanted, kind: str, asked: list[str]) -> list[str]:
     """The recipe's metrics."""
     known = [m.name for m in registry.METRICS.values() if kind in m.kinds]
     if kind in (GENERATION, SPANS):
-        known = list(text_metrics.NAMES)
+        known = list(SPAN_METRICS if kind == SPANS else text_metrics.NAMES)
     if not wanted.metrics:
         listed = f", of {', '.join(known)}" if known else ""
         asked.append(f"--metrics: one or more, the first is the one that counts{listed}")

@@ -13,7 +13,7 @@ from fusetune.evaluation.bootstrap import bootstrap_counts, intervals, paired_di
 from fusetune.evaluation.evaluator import Evaluator
 from fusetune.members.points import to_json
 from fusetune.methods.method import FusionResult
-from fusetune.tasks.task import SplitName, Task
+from fusetune.tasks.task import Explaining, SplitName, Task
 
 SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
 
@@ -58,6 +58,7 @@ def build_results(
         "task": task.name,
         "seed": seed,
         "primary": primary,
+        "about": dict(task.about) if isinstance(task, Explaining) else {},
         "members": members,
         "chosen": chosen,
         "methods": methods,

@@ -26,7 +26,7 @@ from fusetune.errors import RecipeError
 from fusetune.models import gguf
 from fusetune.models.scratch import load_or_make
 from fusetune.objective import LOSS, Objective
-from fusetune.tasks import generated, teacher_forcing
+from fusetune.tasks import generated, teacher_forcing, text_metrics
 from fusetune.tasks.answers import EXAMPLE, AnswerCollator, AnswerEncoder
 from fusetune.tasks.decoding import pad_id
 from fusetune.tasks.encoding import UNLIMITED, mixed, positions
@@ -123,7 +123,18 @@ class AnsweringTask(generated.ScoredByColumns, ABC):
     def notes(self) -> tuple[str, ...]:
         """Warnings: shared prompts, rows left out, and what `encode` has cut so far."""
         encoding = [note for split in self._encoding.values() for note in split]
-        return (*self._shared, *self._read[1], *dict.fromkeys(encoding))
+        return (*self._shared, *self._read[1], *self._unseen, *dict.fromkeys(encoding))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Metric → what it is about."""
+        own = "a function of the recipe's own, higher is better"
+        return {m.name: text_metrics.ABOUT.get(m.name, own) for m in self.metrics}
+
+    @functools.cached_property
+    def _unseen(self) -> tuple[str, ...]:
+        golds = [g for name in ("validation", "test") for g in self.splits[name].labels]
+        return tuple(text_metrics.notes((m.name for m in self.metrics), golds))
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], tuple[str, ...]]:

@@ -202,6 +202,13 @@ class SequenceClassification(TextTask):
                     f"{', '.join(map(repr, names_known[:20]))}."
                 )
 
+    def _about(self, text: str) -> str:
+        _ = self.splits
+        names = self._names
+        place = 1 if self._positive is None else names.index(canonical(self._positive))
+        told = {"positive": names[place], "other": names[place - 1]}  # used of two labels alone
+        return text.format(classes=len(names), **told)
+
     def _use_positive(self) -> None:
         """Settles what `f1` and `soft_f1` are about, now that the labels are known."""
         about_one = [m.name for m in self.metrics if m.name in registry.OF_ONE_CLASS]

@@ -139,16 +139,40 @@ _ALL = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
-def find(name: str) -> Metric:
+ABOUT = {
+    "accuracy": "the share of right labels",
+    "macro_f1": "the mean of the F1 of all {classes} labels, each with the same weight",
+    "matthews_correlation": "the correlation of the {classes} labels with the guesses, -1 to 1",
+    "brier": "the squared distance of the probabilities of {classes} labels from the truth, "
+    "0 to 2; lower is better",
+    "pearson": "the linear correlation of the predicted numbers with the labels",
+    "spearman": "the correlation of the ranks of predicted numbers and labels",
+    "f1": "the F1 of the label {positive!r}, against {other!r}",
+    "soft_f1": "the F1 of the label {positive!r}, against {other!r}, from probabilities",
+}
+"""What each metric is about, to be filled with the labels of the data."""
+
+
+def find(name: str, kind: str | None = None) -> Metric:
     """The metric of that name.
 
+    Args:
+        name: As in recipes.
+        kind: Of the task; any by default.
+
     Raises:
-        RecipeError: If there is none; the message lists the known names.
+        RecipeError: If there is none; the message lists those of this kind.
     """
-    if name in METRICS:
+    fitting = [m.name for m in METRICS.values() if kind is None or kind in m.kinds]
+    if name in fitting:
         return METRICS[name]
-    close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, fitting, n=1, cutoff=0.5)
+    known = f"known are {', '.join(fitting)}"
     raise RecipeError(
-        f"There is no metric {name!r}; known are {', '.join(METRICS)}.",
-        hint=f"Did you mean {close[0]}?" if close else "",
+        f"The metric {name} is not one of {kind}; {known}."
+        if name in METRICS
+        else f"There is no metric {name!r}{f' of {kind}' if kind else ''}; {known}.",
+        hint=f"Did you mean {close[0]}?"
+        if close
+        else "For any other measure give fusetune.fuse a function of your own.",
     )

@@ -25,6 +25,7 @@ from fusetune.tasks.spans import PLACES, WindowCollator
 from fusetune.tasks.splitting import Part, Splitting, rows_before, shared_texts
 from fusetune.tasks.task import SIZE, Batch, Collate, Encoded, Outputs, Split, SplitName, Task
 
+METRICS = tuple(name for name in text_metrics.NAMES if name != "accuracy")  # has no pattern
 SEPARATOR = "\n"  # between question and context in a split's text
 
 
@@ -79,7 +80,7 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
             )
         self.name = name
         self.data = data
-        self.metrics = tuple(map(text_metrics.find, metrics))
+        self.metrics = tuple(text_metrics.find(name, known=METRICS) for name in metrics)
         self.objectives = (LOSS, *(Objective(m.name, m.direction) for m in self.metrics))
         self._text, self._label = tuple(text), label
         self._stride, self._most, self._threshold = stride, most_tokens, threshold
@@ -99,8 +100,14 @@ class SpanQuestionAnswering(generated.ScoredByColumns):
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
-        """Questions that are shared between splits."""
-        return shared_texts({name: split.texts for name, split in self.splits.items()})
+        """Questions that are shared between splits, and what metrics do not see."""
+        shared = shared_texts({name: split.texts for name, split in self.splits.items()})
+        return (*shared, *text_metrics.notes(self.about, self._references))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Metric → what it is about."""
+        return {m.name: text_metrics.ABOUT.get(m.name, m.name) for m in self.metrics}
 
     @functools.cached_property
     def _read(self) -> tuple[dict[SplitName, Split], dict[SplitName, list[int | None]]]:

@@ -213,3 +213,13 @@ class Remarking(Protocol):
             models: Name and outcomes of each model.
         """
         ...
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A task that says what its metrics are about."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Metric → what it is about, with the labels of the data."""
+        ...

@@ -170,6 +170,15 @@ class TextTask(ABC):
         shared = self._shared
         return (*shared, *self._dropped, *self._truncated.values())
 
+    @property
+    def about(self) -> dict[str, str]:
+        """Metric → what it is about."""
+        return {m.name: self._about(registry.ABOUT[m.name]) for m in self.metrics}
+
+    def _about(self, text: str) -> str:
+        """What is said of a metric, filled in from the data."""
+        return text
+
     @functools.cached_property
     def _shared(self) -> tuple[str, ...]:
         return shared_texts({name: split.texts for name, split in self.splits.items()})
@@ -319,13 +328,7 @@ def unlabelled(split: SplitName, part: Part, label: str) -> DataError:
 
 
 def _chosen(names: Sequence[str], kind: str) -> tuple[registry.Metric, ...]:
-    chosen = tuple(registry.find(name) for name in names)
+    chosen = tuple(registry.find(name, kind) for name in names)
     if not chosen or len(set(names)) != len(names):
         raise RecipeError(f"metrics must be one or more different names; got {list(names)}.")
-    for metric in chosen:
-        if kind not in metric.kinds:
-            fitting = ", ".join(m.name for m in registry.METRICS.values() if kind in m.kinds)
-            raise RecipeError(
-                f"The metric {metric.name} is not one of {kind}.", hint=f"Choose of {fitting}."
-            )
     return chosen

@@ -15,7 +15,7 @@ import difflib
 import functools
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,69 @@ NAMES = (
     "chrf",
     "accuracy",
 )
+SQUAD_RULES = (
+    "by the rules of SQuAD: without case, punctuation and the words a, an, the, so that 3.5 "
+    "and 35 are the same"
+)
+ABOUT = {
+    "exact_match": f"the share of texts that are a reference, {SQUAD_RULES}",
+    "f1": f"the mean F1 of words in common with the nearest reference, {SQUAD_RULES}",
+    **{
+        f"rouge{n}": f"the mean F-measure of {what} in common with the nearest reference; "
+        "words are made of a to z and digits, so that other letters count for nothing"
+        for n, what in (
+            ("1", "words"),
+            ("2", "pairs of words"),
+            ("L", "the longest sequence"),
+            ("Lsum", "the longest sequence of each line"),
+        )
+    },
+    "bleu": "corpus BLEU, 0 to 100, as sacrebleu computes it by default",
+    "chrf": "corpus chrF, 0 to 100, as sacrebleu computes it by default",
+    "accuracy": "the share of right answers",
+    "group_accuracy": "the mean of the groups' shares of right answers, each with one weight",
+}
+"""What each metric of texts is about; functions of users say it by their names."""
+
+_DECIMAL = re.compile(r"\d[.,]\d")
+_WORD = re.compile(r"[a-z0-9]")
+
+
+def notes(metrics: Iterable[str], references: Sequence[Sequence[str]]) -> list[str]:
+    """Where the references have what a metric's rules do not see.
+
+    Args:
+        metrics: Their names.
+        references: Of each example.
+    """
+    names, found = list(metrics), []
+    texts = [text for golds in references for text in golds]
+    squad_names = [name for name in names if name in ("exact_match", "f1")]
+    decimals = sum(bool(_DECIMAL.search(text)) for text in texts)
+    if squad_names and decimals:
+        found.append(
+            f"{decimals:,} of {len(texts):,} references have numbers with a point or comma, "
+            f"which {' and '.join(squad_names)} do not see: by the rules of SQuAD 3.5 is 35."
+        )
+    rouge = [name for name in names if name.startswith("rouge")]
+    foreign = sum(any(c.isalpha() and not c.isascii() for c in text) for text in texts)
+    silent = sum(bool(t.strip()) and not _WORD.search(t.lower()) for t in texts)
+    if rouge and foreign:
+        found.append(
+            f"{foreign:,} of {len(texts):,} references have letters beyond a to z, which "
+            f"{' and '.join(rouge)} do not see; {silent:,} have no word for them at all. "
+            "chrf counts all letters."
+        )
+    unspaced = sum(bool(_UNSPACED.search(text)) for text in texts)
+    if "f1" in names and unspaced:
+        found.append(
+            f"{unspaced:,} of {len(texts):,} references are in a script without spaces between "
+            "words, where f1 takes a whole text for one word."
+        )
+    return found
+
+
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]")
 ORDERS = 4  # of BLEU's n-grams
 CHARACTERS = 6  # of chrF's
 
@@ -70,10 +133,17 @@ class TextMetric:
     direction: Direction = "maximize"
 
 
-def find(name: str, *, pattern: str | None = None, stemmer: bool = False) -> TextMetric:
+def find(
+    name: str,
+    *,
+    pattern: str | None = None,
+    stemmer: bool = False,
+    known: Sequence[str] = NAMES,
+) -> TextMetric:
     """The metric of that name.
 
     Args:
+        known: Those that the kind of task has.
         name: One of `NAMES`, or "module:function", a user's own (`own_metric.OwnMetric`).
         pattern: Of `accuracy`: a regular expression that finds the answer in a text.
         stemmer: Whether ROUGE compares stems (Porter) instead of words.
@@ -85,23 +155,23 @@ def find(name: str, *, pattern: str | None = None, stemmer: bool = False) -> Tex
     if ":" in name:
         own = OwnMetric.load(name)
         return TextMetric(own.name, 1, own.measure, _mean, own.whole)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise RecipeError(
+            f"There is no metric {name!r} of generated texts; known are {', '.join(known)}, or "
+            "a function of your own as module:function.",
+            hint=f"Did you mean {close[0]}?" if close else "",
+        )
     if name in ("exact_match", "f1"):
         of_one = squad.exact_match if name == "exact_match" else squad.f1
         return TextMetric(name, 1, functools.partial(_each, of_one), _mean)
-    if name.startswith("rouge") and name in NAMES:
+    if name.startswith("rouge"):
         return _rouge(name, stemmer)
     if name == "bleu":
         return _bleu()
     if name == "chrf":
         return _chrf()
-    if name == "accuracy":
-        return TextMetric(name, 1, functools.partial(_each, _answer_matcher(pattern)), _mean)
-    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-    raise RecipeError(
-        f"There is no metric {name!r} of generated texts; known are {', '.join(NAMES)}, or a "
-        "function of your own as module:function.",
-        hint=f"Did you mean {close[0]}?" if close else "",
-    )
+    return TextMetric(name, 1, functools.partial(_each, _answer_matcher(pattern)), _mean)
 
 
 def _each(
