@@ -49,12 +49,12 @@ MOST_FILES = 14  # of a folder, its __init__.py aside
 LARGE_FOLDERS = {
     ".": 21,
     "evaluation": 18,
-    "members": 60,
+    "members": 59,
     "methods": 19,
-    "optimization": 33,
-    "pipeline": 49,
+    "optimization": 32,
+    "pipeline": 48,
     "report": 19,
-    "tasks": 37,
+    "tasks": 36,
 }
 CIRCLES = {
     frozenset({"library/page.py", "library/result.py"}),

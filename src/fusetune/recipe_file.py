@@ -54,6 +54,11 @@ REMOVED = (
         "leave it out, as models are evaluated without torch.compile",
         (False,),
     ),
+    Removed(
+        "search.inner",
+        "leave it out, as the inner search of every trial has its whole budget",
+        ("auto", "full"),
+    ),
 )
 """What version 0.2.0 no longer has."""
 
@@ -170,11 +175,11 @@ def derive(recipe: Recipe, changes: Mapping[str, Any], *, name: str = "recipe") 
     return _validated(tree, name)
 
 
-def without_unused(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Removed]]:
-    """A recipe without the keys of older versions that asked for nothing, and those in use.
+def without_removed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe without the keys that are gone, and what to say of those that were in use.
 
     Returns:
-        A copy of the tree; the removed keys that it still has, by their dotted names.
+        A copy of the tree; a message for each key that asked for something, by its dotted name.
     """
     left = copy.deepcopy(dict(tree))
     used = {}
@@ -182,27 +187,27 @@ def without_unused(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, R
         *parents, last = removed.key.split(".")
         section: Any = left
         for parent in parents:
-            section = section.get(parent) if isinstance(section, Mapping) else None
-        if not isinstance(section, dict) or last not in section:
-            continue
-        if any(section[last] is value or section[last] == value for value in removed.unused):
-            del section[last]
-        else:
-            used[removed.key] = removed
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            value = section.pop(last)
+            if value not in removed.unused:
+                used[removed.key] = f"gone since version 0.2.0; {removed.instead}"
     return left, used
 
 
-def gone(removed: Removed) -> str:
-    """The message about a removed key that is in use."""
-    return f"gone since version 0.2.0; {removed.instead}"
-
-
 def _validated(tree: Mapping[str, Any], name: str) -> Recipe:
-    tree, used = without_unused(tree)
+    left, used = without_removed(tree)
+    errors = [f"{key}: {message}" for key, message in used.items()]
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(left)
     except ValidationError as error:
-        raise RecipeError(_all_errors(error, name, tree, used)) from None
+        errors += _errors(error, left)
+    else:
+        if not errors:
+            return recipe
+    more = [f"and {len(errors) - MOST:,} more"] if len(errors) > MOST else []
+    listed = "\n".join(f"  {line}" for line in [*errors[:MOST], *more])
+    raise RecipeError(f"{name} has {len(errors)} error(s):\n{listed}")
 
 
 def difference(
@@ -241,25 +246,19 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _all_errors(
-    error: ValidationError, name: str, tree: object, used: Mapping[str, Removed]
-) -> str:
+def _errors(error: ValidationError, tree: object) -> list[str]:
+    """What is wrong with a recipe, a line each with its key first."""
     lines: list[str] = []
     for item in error.errors(include_url=False, include_context=True):
         place = _place(item["loc"], tree, missing=item["type"] == "missing")
         where = ".".join(map(str, place))
         message = wording(item)
-        if where in used:
-            message = gone(used[where])
-        elif item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden":
             near = len(lines) < MOST  # looking for near names takes a while
             known = _keys_at(place[:-1]) if near else []
             message = "unknown key" + closest(str(place[-1]), known)
         lines += [f"{where}: {message}" if where else line for line in message.split("\n  ")]
-    lines = list(dict.fromkeys(map(_in_own_words, lines)))
-    more = [f"and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
-    listed = "\n".join(f"  {line}" for line in [*lines[:MOST], *more])
-    return f"{name} has {len(lines)} error(s):\n{listed}"
+    return list(dict.fromkeys(map(_in_own_words, lines)))
 
 
 def _in_own_words(line: str) -> str:

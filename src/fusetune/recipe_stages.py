@@ -51,9 +51,6 @@ class SearchSection(Section):
         ge=1,
         description="Budget of the inner search of fused; fuse.evaluations by default.",
     )
-    inner: Literal["auto", "full"] = Field(
-        "auto", description="auto ends the inner search of a trial that can no longer win."
-    )
     space: dict[str, Range] = Field(default_factory=dict)
     start: StudySection | None = Field(
         None, description="An Optuna study whose best trials are the first ones here."

@@ -16,7 +16,7 @@ from fusetune.files.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.members.claim import claimed
 from fusetune.members.disk import remove, write_json
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import TEXTS, difference, gone, without_unused
+from fusetune.recipe_file import TEXTS, difference, without_removed
 from fusetune.recipe_yaml import read_text, read_yaml
 from fusetune.run_layout import RunLayout
 
@@ -344,9 +344,8 @@ class RunFolder(RunLayout):
         stored = self.stored_recipe()
         if stored is None:
             return {}
-        stored, used = without_unused(stored)
         changed = difference(_completed(stored), recipe.public())
-        changed |= {key: gone(removed) for key, removed in used.items()}
+        changed |= without_removed(stored)[1]
         return {
             k: v
             for k, v in changed.items()
@@ -410,7 +409,8 @@ def again(stage: str) -> str:
 
 
 def _completed(stored: dict[str, Any]) -> Mapping[str, Any]:
-    """A stored recipe with the defaults of keys that its version of fusetune did not have."""
+    """A stored recipe with the keys that this version has, defaults where it has none."""
+    stored, _ = without_removed(stored)
     try:
         return Recipe.model_validate(stored).public()
     except ValidationError:  # of a version that knew other keys: what differs is shown

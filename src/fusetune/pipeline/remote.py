@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusetune.errors import FusetuneError, RunError
 from fusetune.evaluation.evaluator import Evaluator
-from fusetune.executors.executor import Report, Work
+from fusetune.executors.executor import Work
 from fusetune.members.disk import locked, write_text
 from fusetune.members.fetch import source_of
 from fusetune.members.pool import MemberPool
@@ -126,11 +126,7 @@ class SearchWork:
             with locked(context.folder.work / ".parts"):
                 _ = evaluate.parts
 
-        def work(payload: Any, number: int, report: Report) -> Any:
-            params, evaluate.marks[number] = payload
-            return evaluate(params, number, report)
-
-        return work
+        return evaluate
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fusetune.methods.method import FusionResult
 from fusetune.methods.search import study_name
 from fusetune.objective import Objective, to_maximise
 from fusetune.optimization.pareto import front, hypervolume_curve, reference_point
-from fusetune.pipeline import agreement, inner, notes
+from fusetune.pipeline import agreement, notes
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.environment import environment, package_version
 from fusetune.pipeline.examples import examples
@@ -154,7 +154,6 @@ def _record(
             *context.task.notes,
             *agreement.warnings(folder.path, context.recipe),
             *notes.failures("search", search_trials),
-            *inner.note(search_trials),
             *notes.of_training(folder.recorded("train") or {}),
             *warnings,
         ),

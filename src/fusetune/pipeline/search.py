@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fusetune.objective import Objective
 from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
-from fusetune.pipeline import inner, starts
+from fusetune.pipeline import starts
 from fusetune.pipeline.agreement import warnings
 from fusetune.pipeline.best_trial import choose, sentence
 from fusetune.pipeline.context import SEARCH, Context
 from fusetune.pipeline.display import Bar
 from fusetune.pipeline.space import distributions, pruner, sobol_trials
-from fusetune.pipeline.trial import TrialEvaluation
+from fusetune.pipeline.trial import TrialEvaluation, parameters
 
 
 def search(context: Context) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def search(context: Context) -> dict[str, Any]:
         study = loop.run(
             SEARCH,
             sampler,
-            lambda trial: evaluate.begin(trial, sampler),
+            lambda trial: parameters(trial, sampler),
             evaluate,
             trials=recipe.search.trials,
             objectives=[primary],
@@ -64,7 +64,6 @@ def search(context: Context) -> dict[str, Any]:
         "seconds": sum(t.user_attrs.get("seconds", 0.0) for t in trials),
         "trainings": len(trials),
         "evaluations": sum(_evaluations(t) for t in trials),
-        "inner_searches_stopped": inner.stopped(trials),
     }
     if not evaluate.keeps:
         shutil.rmtree(context.folder.work, ignore_errors=True)

@@ -138,7 +138,7 @@ def _full(context: Context) -> Context:
     """The same task, data and scorers, with the full model and the fusion of its members."""
     other = copy.copy(context)
     # No trial of a search: its members are not kept for a training to come.
-    changes = {"variant": "full", "objective": "fused:mobo", "trials": 0, "inner": "full"}
+    changes = {"variant": "full", "objective": "fused:mobo", "trials": 0}
     search = context.recipe.search.model_copy(update=changes)
     other.recipe = context.recipe.model_copy(update={"search": search})
     return other

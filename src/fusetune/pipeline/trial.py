@@ -19,11 +19,13 @@ from fusetune.evaluation.evaluator import Evaluator
 from fusetune.executors.executor import Work
 from fusetune.executors.group import current
 from fusetune.members.points import to_json
+from fusetune.members.pool import MemberPool
+from fusetune.methods import find as find_method
+from fusetune.methods.method import FusionResult
 from fusetune.objective import LOSS, Objective
 from fusetune.optimization.hyperparameter_sampler import HyperparameterSampler
-from fusetune.optimization.promise import Mark
-from fusetune.optimization.study import Finished, Pruned, Report
-from fusetune.pipeline import inner, remote
+from fusetune.optimization.study import Finished, Loop, Pruned, Report
+from fusetune.pipeline import remote
 from fusetune.pipeline.best_trial import ERROR, best_error, rank
 from fusetune.pipeline.context import Context
 from fusetune.pipeline.display import Bar
@@ -57,14 +59,7 @@ class TrialEvaluation:
         self.keeps = context.recipe.trains_in_trials
         self.kept = KeptTrials(context.folder.kept)
         self.shared = context.shared if self.keeps else None
-        self.marks: dict[int, Mark | None] = {}
         self.apart = ""  # tells the folders of workers apart
-
-    def begin(self, trial: Trial, sampler: HyperparameterSampler) -> dict[str, Any]:
-        """A trial's λ; and what it has to reach, for its inner search, if it has one."""
-        if self._method is not None and self.context.recipe.search.inner == "auto":
-            self.marks[trial.number] = inner.mark(trial, self.primary)
-        return parameters(trial, sampler)
 
     def forget(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the members of no more trials than the training can take over."""
@@ -90,7 +85,7 @@ class TrialEvaluation:
             training, stopped, saved = self._obtain(params, number, report, folder)
             if stopped:
                 return Pruned({"seconds": time.perf_counter() - started + saved})
-            value, attributes = self._value(training, folder, self.marks.get(number))
+            value, attributes = self._value(training, folder)
             if self.keeps:
                 self.kept.keep(number, folder, training.trial)
         finally:
@@ -105,8 +100,8 @@ class TrialEvaluation:
         return remote.SearchWork.of(self.context, type(self))
 
     def pack(self, params: dict[str, Any], number: int) -> Any:
-        """λ, and what it has to reach."""
-        return params, self.marks.get(number)
+        """λ; every trial has to be trained."""
+        return params
 
     def unpack(self, params: dict[str, Any], number: int, value: Any) -> Finished | Pruned:
         """What the worker found; members that are kept are where they belong."""
@@ -198,9 +193,7 @@ class TrialEvaluation:
         kind, _, method = recipe.search.objective.partition(":")
         return None if kind == "best_member" else method or recipe.fuse.sampler
 
-    def _value(
-        self, training: SharedTraining, folder: Path, mark: Mark | None
-    ) -> tuple[float, dict[str, Any]]:
+    def _value(self, training: SharedTraining, folder: Path) -> tuple[float, dict[str, Any]]:
         name = self.primary.name
         checks = [values for _, values in training.history]
         best = max(checks, key=lambda values: rank(values, self.primary))
@@ -210,18 +203,28 @@ class TrialEvaluation:
             return best_member, {LOSS.name: best[LOSS.name], **known}
         bench = Workbench(open_pool(self.context, folder / "members"), self.context, None)
         evaluator = bench.evaluator("validation")
-        result, told = inner.fuse_members(
-            self.context, bench.pool, evaluator, self._method, mark
-        )
+        result = self._fused(bench.pool, evaluator, self._method)
         attributes = {
             LOSS.name: result.values[LOSS.name],
             "best_member": best_member,
             "point": to_json(result.point),
             "evaluations": result.evaluations,
-            **told,
             **self._more(evaluator, len(bench.pool)),
         }
         return float(result.values[name]), attributes
+
+    def _fused(self, pool: MemberPool, evaluator: Evaluator, method: str) -> FusionResult:
+        """What a method makes of the trial's members, with the budget of the inner search."""
+        recipe = self.context.recipe
+        return find_method(method)(
+            pool,
+            evaluator,
+            budget=recipe.search.fused_evaluations or recipe.fuse.evaluations,
+            seed=recipe.seed,
+            loop=Loop.in_memory(),
+            origin=self.context.origin,
+            **self.context.method_options(method),
+        )
 
     def _more(self, evaluator: Evaluator, k: int) -> dict[str, Any]:
         """What else is to be kept with a trial whose k members were fused."""
