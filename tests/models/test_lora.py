@@ -72,6 +72,8 @@ def test_a_new_head_trains_and_nothing_of_the_base() -> None:
 def test_what_peft_refuses_is_a_recipe_error() -> None:
     with pytest.raises(RecipeError, match=r"PEFT cannot adapt LlamaForCausalLM: .*nowhere"):
         add_lora(llama(), LoraSettings(2, target_modules=["nowhere"]))
+    with pytest.raises(RecipeError, match="PEFT cannot adapt LlamaForCausalLM: missing"):
+        add_lora(llama(), LoraSettings(2, target_modules="("))  # no regular expression
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,3 +239,13 @@ def test_a_damaged_checkpoint_is_one_message_and_the_advice_works(
         run(tmp_path, save_strategy="steps", save_steps=4)
     shutil.rmtree(last)
     assert run(tmp_path, save_strategy="steps", save_steps=4) == 24
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"neftune_noise_alpha": 1e308}, {"torch_compile_mode": "evil"}]
+)
+def test_a_first_step_that_cannot_be_done_is_a_message(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(StageError, match="cannot do its first step"):
+        run(tmp_path, **arguments)

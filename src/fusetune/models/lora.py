@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
             wrapped: Any = peft.get_peft_model(model, config)
         if quantised_layers(model):
             _train_in_float32(wrapped)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, re.error) as error:
         raise RecipeError(
             f"model.lora: PEFT cannot adapt {type(model).__name__}: "
             f"{str(error).strip().splitlines()[0]}",

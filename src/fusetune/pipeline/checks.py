@@ -122,7 +122,7 @@ def _steps(settings: TrainingArguments, rows: int, epochs: float) -> int:
     if settings.max_steps > 0:
         return int(settings.max_steps)
     batch: int = settings.train_batch_size * settings.gradient_accumulation_steps
-    return math.ceil(math.ceil(rows / (batch * settings.world_size)) * epochs)
+    return math.ceil(math.ceil(rows / (batch * int(settings.world_size))) * epochs)
 
 
 def _check_model(

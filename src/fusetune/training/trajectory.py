@@ -32,7 +32,7 @@ from fusetune.training.order import OrderKeeper
 from fusetune.training.schedules import SCHEDULES, scheduler
 from fusetune.training.sharded import from_first
 from fusetune.training.tracking import own_runs, write_into
-from fusetune.training.watch import MARKER, CheckpointMarker, DivergenceGuard
+from fusetune.training.watch import MARKER, CheckpointMarker, DivergedError, DivergenceGuard
 
 REMOVE_CHECKPOINT = (
     "Remove this folder and run the same command again: the training goes on from the "
@@ -196,20 +196,28 @@ def train(
 
 
 def _train(trainer: Trainer, resumed: str | None) -> None:
-    """Train; what a damaged checkpoint makes the library raise becomes one message.
+    """Train; what the library raises before the first step is done becomes one message.
 
     Raises:
-        StageError: If the training cannot go on from its checkpoint.
+        StageError: If the training cannot go on from its checkpoint, or do its first step.
     """
     begun = _Begun()
     trainer.add_callback(begun)
     try:
         trainer.train(resume_from_checkpoint=resumed)
     except Exception as error:
-        own = isinstance(error, FusetuneError | MemoryError | torch.OutOfMemoryError)
-        if resumed is None or begun.begun or own or is_disk_full(error):
+        own = isinstance(
+            error, FusetuneError | DivergedError | MemoryError | torch.OutOfMemoryError
+        )
+        trained = begun.begun if resumed is not None else trainer.state.global_step > 0
+        if trained or own or is_disk_full(error) or "memory" in str(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if resumed is None:
+            raise StageError(
+                f"The training cannot do its first step: {reason}.",
+                "Check train.arguments and search.space.",
+            ) from error
         raise StageError(f"{resumed} is damaged: {reason}.", REMOVE_CHECKPOINT) from error
 
 
