@@ -61,7 +61,6 @@ class AttemptShape(Shape):
     promised: float | None
     kept: bool
     samples: list[float] = Field(default_factory=list)
-    loss: float | None = None
 
 
 class Trained(Shape):

@@ -69,8 +69,9 @@ def test_evaluations_are_counted(results: dict[str, Any]) -> None:
     assert counts["swa"] == 1
     assert 5 < counts["greedy"] <= 10
     assert counts["mobo"] == counts["mobo.knee"] == counts["mobo.posterior"] == 20
-    # Its average is evaluated too, and up to three points on the way to its anchor.
-    assert 20 <= counts["mobo.consensus"] <= 24
+    # Its average is evaluated too, three points towards the uniform average, and up to three on
+    # the way to its anchor, which the search has evaluated.
+    assert 20 <= counts["mobo.consensus"] <= 27
 
 
 def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> None:
@@ -88,7 +89,8 @@ def test_the_search_is_never_worse_on_validation(results: dict[str, Any]) -> Non
 def test_what_each_member_adds(results: dict[str, Any]) -> None:
     weights = results["methods"][results["chosen"]]["weights"]
     carrying = [w for w in weights if w > 0]
-    assert [row["weight"] for row in results["contributions"]] == carrying
+    alone = len(carrying) == 1  # as good a metric, and no average with so low a loss
+    assert [row["weight"] for row in results["contributions"]] == carrying * (not alone)
     for row in results["contributions"]:
         assert row["member"].startswith("step-")
         assert set(row["without"]) == {"loss", "accuracy", "matthews_correlation"}
@@ -237,7 +239,13 @@ def test_rivals_rules_and_a_new_start(tiny_recipe: str, tmp_path: Path) -> None:
     results = json.loads(folder.results.read_text())
     searched = ["random", "random.consensus", "random.posterior", "random.knee"]
     assert list(results["methods"]) == ["finetune", *searched, "random.constraint", "tpe"]
-    assert results["chosen"] == "random.constraint"
+    values = {n: entry["validation"] for n, entry in results["methods"].items()}
+    member, constrained = (
+        (values[name]["accuracy"]["value"], -values[name]["loss"]["value"])
+        for name in ("finetune", "random.constraint")
+    )
+    best = "finetune" if member > constrained else "random.constraint"
+    assert results["chosen"] == best  # of equal metrics the lower loss counts
     assert results["methods"]["tpe"]["evaluations"] == 12
     everything = "random.constraint"  # all w keep the bound: the same as the best
     assert results["methods"][everything]["weights"] == results["methods"]["random"]["weights"]

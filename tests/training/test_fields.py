@@ -72,8 +72,7 @@ def test_a_value_is_taken_for_what_it_says(name: str, given: Any, expected: Any)
     ("name", "given", "rule"),
     [
         ("learning_rate", None, "must be a number, got null; leave it out for 5e-05"),
-        ("learning_rate", -1e-4, "must be above 0, got -0.0001"),
-        ("learning_rate", 0, "must be above 0"),
+        ("learning_rate", -1e-4, "must be at least 0, got -0.0001"),
         ("learning_rate", True, "must be a number, got true"),
         ("learning_rate", "0,00005", "must be a number, got '0,00005'"),
         ("learning_rate", "nan", "finite"),
@@ -183,8 +182,7 @@ def test_choices_are_of_their_field_s_type() -> None:
         ("per_device_train_batch_size: {low: 2.0, high: 3.5}", r"\.high: must be a whole"),
         ("per_device_train_batch_size: {low: 0, high: 8}", r"\.low: must be above 0"),
         ("per_device_train_batch_size: {low: 2, high: 8, step: 1.5}", "so must step be"),
-        ("learning_rate: {low: 0, high: 1e-4}", r"\.low: must be above 0"),
-        ("learning_rate: {low: -1e-5, high: 1e-4}", r"\.low: must be above 0"),
+        ("learning_rate: {low: -1e-5, high: 1e-4}", r"\.low: must be at least 0"),
         ("learning_rate: {choices: [1e-5, null]}", "got null"),
         ("warmup_ratio: {low: 0.1, high: 2}", r"\.high: must be at most 1"),
         ("warmup_steps: {low: 0.1, high: 20}", "bounds of one kind"),
@@ -203,10 +201,10 @@ def test_a_space_is_checked_as_strictly_as_the_arguments(space: str, rule: str) 
 
 
 @pytest.mark.parametrize(
-    "override", ["compare.learning_rates=[1e-5, 0]", "compare.learning_rates=[-1e-5]"]
+    "override", ["compare.learning_rates=[1e-5, -1]", "compare.learning_rates=[-1e-5]"]
 )
 def test_the_grid_of_a_comparison_has_learning_rates(override: str) -> None:
-    with pytest.raises(RecipeError, match=r"compare\.learning_rates\.\d: must be above 0"):
+    with pytest.raises(RecipeError, match=r"compare\.learning_rates\.\d: must be at least 0"):
         parse(RECIPE, [override])
 
 

@@ -30,7 +30,7 @@ from fusetune.evaluation.bootstrap import LEVEL, bootstrap_counts
 from fusetune.evaluation.evaluation import Evaluation
 from fusetune.files.record import mapping, read_record
 from fusetune.members.disk import write_json
-from fusetune.objective import LOSS, Objective
+from fusetune.objective import Objective
 from fusetune.pipeline import halving
 from fusetune.pipeline.best_trial import RATE
 from fusetune.pipeline.context import SEARCH, Context
@@ -97,9 +97,8 @@ class Attempts:
     def settled(self) -> int | None:
         """Which attempt is to be trained to its end; None while one has yet to be judged.
 
-        The first that keeps the promise; when there are to be no more, the best: of equal
-        values that with the lower loss, then the first. With `train.judge: half` as
-        `halving.settled` says.
+        The first that keeps the promise; when there are to be no more, the best, and of equal
+        ones the first. With `train.judge: half` as `halving.settled` says.
         """
         if self.compares:
             retries = self.context.recipe.train.retries
@@ -111,8 +110,8 @@ class Attempts:
                 return number
         if len(self.judged) <= self.context.recipe.train.retries:
             return None
-        ranks = [_rank(attempt, self._sign) for attempt in self.judged]
-        return ranks.index(max(ranks))
+        values = [-math.inf if a.value is None else self._sign * a.value for a in self.judged]
+        return values.index(max(values))
 
     @property
     def record(self) -> list[dict[str, Any]]:
@@ -156,9 +155,6 @@ class Attempts:
             self.promise,
             self.promise is None or self._reaches(value, samples, self.promise),
             tuple(map(float, samples)) if np.isfinite(samples).all() else (),
-            evaluation.values[LOSS.name]
-            if math.isfinite(evaluation.values[LOSS.name])
-            else None,
         )
         ends = not attempt.kept
         if self.compares:
@@ -260,15 +256,5 @@ def _attempts(content: Any) -> list[Attempt]:
     """The attempts of a record."""
     stored = [AttemptShape.model_validate(entry) for entry in mapping(content)["attempts"]]
     return [
-        Attempt(a.learning_rate, a.value, a.promised, a.kept, tuple(a.samples), a.loss)
-        for a in stored
+        Attempt(a.learning_rate, a.value, a.promised, a.kept, tuple(a.samples)) for a in stored
     ]
-
-
-def _rank(attempt: Attempt, sign: float) -> tuple[float, float]:
-    """By the primary metric, equal ones by the loss; larger is better."""
-    value, loss = attempt.value, attempt.loss
-    return (
-        -math.inf if value is None else sign * value,
-        -math.inf if loss is None else -loss,
-    )

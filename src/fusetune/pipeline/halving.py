@@ -27,7 +27,6 @@ class Attempt:
         value: Of the primary metric on validation; None if it diverged before.
         promised: What the search's trial had reached; None where nothing was promised.
         kept: Whether it keeps the promise.
-        loss: Of that member; tells attempts of equal values apart.
         samples: Of the value, on bootstrap samples of the rows that all attempts share;
             empty where the outcomes are not known. Records are without them.
     """
@@ -37,7 +36,6 @@ class Attempt:
     promised: float | None
     kept: bool
     samples: tuple[float, ...] = ()
-    loss: float | None = None
 
     @property
     def text(self) -> str:

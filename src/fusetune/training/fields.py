@@ -187,8 +187,8 @@ def _number(name: str, value: Any, *, whole: bool, default: Any) -> int | float:
         number = int(number)
     counts = type(default) is int and default >= 1
     least = min(0, default or 0)
-    if number < least or (number == 0 and (counts or name == "learning_rate")):
-        rule = "above 0" if counts or name == "learning_rate" else f"at least {least:g}"
+    if number < least or (number == 0 and counts):
+        rule = "above 0" if counts else f"at least {least:g}"
         raise ValueError(f"must be {rule}, got {value}")
     if number > HIGHEST.get(name, math.inf):
         raise ValueError(f"must be at most {HIGHEST[name]:g}, got {value}")
@@ -207,7 +207,10 @@ def _option(name: str, value: Any, options: list[Any]) -> Any:
     value = "no" if value is False else value
     if value not in known:
         near = closest(value, known) if isinstance(value, str) else ""
-        raise ValueError(f"must be one of {', '.join(known)}, got {_short(value)}{near}")
+        listed = ", ".join(known)
+        raise ValueError(
+            f"TrainingArguments refuses {_short(value)}{near}; it must be one of {listed}"
+        )
     return value
 
 
