@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -278,7 +278,7 @@ def _place(
     """The keys of a recipe on the way to an error, without pydantic's names of types."""
     place: list[int | str] = []
     for i, part in enumerate(location):
-        keys = tree if isinstance(tree, Mapping) else ()
+        keys: Container[Any] = tree if isinstance(tree, Mapping) else ()
         keys = range(len(tree)) if isinstance(tree, list) else keys
         if part in keys:
             tree = tree[part]  # type: ignore[index]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -40,8 +40,6 @@ class _Loader(yaml.SafeLoader):
     else.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
@@ -67,6 +65,9 @@ class _Loader(yaml.SafeLoader):
             line = node.start_mark.line + 1
             raise _TooMuchError(f"the whole number in line {line} is beyond ±2^63")
         return value
+
+
+_Loader.yaml_implicit_resolvers = {}  # of its own, in the place of those of YAML 1.1
 
 
 class _Dumper(yaml.SafeDumper):

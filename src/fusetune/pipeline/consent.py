@@ -36,6 +36,10 @@ class Code:
     digest: str
 
 
+OWN_METRICS_UNKNOWN = ("sequence-classification", "regression", "multiple-choice")
+"""Kinds of tasks whose metrics are fusetune's own alone."""
+
+
 def code_of(section: TaskSection) -> list[Code]:
     """All code from outside of fusetune that a task would call; nothing is imported.
 
@@ -46,6 +50,8 @@ def code_of(section: TaskSection) -> list[Code]:
         folder = section.data if isinstance(section.data, str) else ""
         why = harness_code.reason(Path(folder)) if Path(folder).is_dir() else None
         return [] if why is None else [Code(why, harness_code.digest(Path(folder)))]
+    if section.kind in OWN_METRICS_UNKNOWN:
+        return []  # it refuses such a metric and lists those that it has; nothing is called
     sources = [locate(metric) for metric in section.metrics if ":" in metric]
     return [Code(f"{source.metric} of {source.place}", source.digest) for source in sources]
 
