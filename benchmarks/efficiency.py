@@ -90,7 +90,7 @@ def problem_of(path: Path | None, last: int) -> Problem:
 def members(path: Path, last: int) -> Problem:
     """The last members of a run (0: all), on its validation split; its store is not used."""
     folder = RunFolder(path)
-    context = Context(load(folder.recipe_file), folder, Display(quiet=True))
+    context = Context(load(folder.recipe_file, of_run=True), folder, Display(quiet=True))
     pool = open_members(context).pool
     bench = Workbench(MemberPool(pool.members[-last:], context.base), context, None)
     evaluator = bench.evaluator("validation")

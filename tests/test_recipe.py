@@ -61,8 +61,12 @@ def test_a_key_that_is_gone_says_what_to_write_instead(removed: Removed) -> None
     text = str(caught.value)
     assert f"{removed.key}: gone since version 0.2.0; {removed.instead}" in text
     assert "recipe has 2 error(s)" in text
-    for value in removed.unused:  # what a run folder of version 0.1.0 says
+    for value in removed.unused:
         assert parse(MINIMAL, [f"{removed.key}={json.dumps(value)}"]) == parse(MINIMAL)
+    tree = parse(MINIMAL).dump()  # as version 0.1.0 wrote it into a run folder
+    section, key = removed.key.split(".")
+    tree[section][key] = removed.default
+    assert parse(write_yaml(tree), of_run=True) == parse(MINIMAL)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,9 @@ def test_keys_that_an_older_version_did_not_have_are_at_their_defaults(
 def test_a_folder_of_an_older_version_goes_on(folder: RunFolder) -> None:
     text = folder.recipe_file.read_text()
     assert "fuse:\n" in text
-    folder.recipe_file.write_text(text.replace("fuse:\n", "fuse:\n  racing: false\n"))
-    assert load(folder.recipe_file) == recipe()
+    old = text.replace("fuse:\n", "fuse:\n  racing: false\n")
+    folder.recipe_file.write_text(old.replace("train:\n", "train:\n  judge: promise\n"))
+    assert load(folder.recipe_file, of_run=True) == recipe()
     assert folder.check_recipe(recipe(), stage=None, force=False) is None
     folder.recipe_file.write_text(text.replace("fuse:\n", "fuse:\n  racing: true\n"))
     with pytest.raises(RunError, match=r"fuse\.racing: gone since version 0\.2\.0"):

@@ -15,7 +15,7 @@ from benchmarks.protocols.goal import against_goal
 from benchmarks.protocols.pooled import BASE
 from benchmarks.protocols.published import OUTER, TITLES
 from benchmarks.protocols.records import Record
-from benchmarks.protocols.settings import precision_of
+from benchmarks.protocols.settings import GONE, precision_of
 from benchmarks.protocols.tables import Methods, interval
 
 _PLACE = re.compile(r"--tasks (\S+) --seeds (\S+)")
@@ -93,7 +93,7 @@ a task with the same test rows are resampled together, all else independently, a
 averaged over seeds, then over tasks. They say how sure the gain is for the models that were
 trained; the second p-value changes the signs of the gains of whole runs, and so counts the
 training's own randomness too. The rule of choice was settled on landscapes of the seeds 41 and
-42, and `train.judge: half` after half the learning rate had been tried with these; the seeds 43
+42, and the rule for the learning rate after half of it had been tried with these; the seeds 43
 and 44 were trained with both settled.
 
 `bomf` is the whole run: a search of λ on light trials, a training that is begun with the rate
@@ -193,5 +193,13 @@ def _tries(records: Sequence[Record], own: Methods, subject: str) -> str:
     return (
         "### What was tried\n\nAll gains are over `finetune` with the protocol's own settings, "
         "also those of a try's own `finetune`. The last column is on the runs that both "
-        f"have.\n\n{markdown(table)}{made}"
+        f"have.{_gone(records)}\n\n{markdown(table)}{made}"
     )
+
+
+def _gone(records: Sequence[Record]) -> str:
+    """Which of the tries need settings that are gone."""
+    found = sorted({r.attempt for r in records} & set(GONE))
+    if not found:
+        return ""
+    return f" Measured with settings that only version 0.1.0 has: {', '.join(found)}."

@@ -24,7 +24,7 @@ from fusetune.recipe import Recipe
 from fusetune.report.comparison import BASE
 from fusetune.run import RunFolder
 
-TRIES = ("judge-promise", "search-best", "trials-8", "best-trials")
+TRIES = ("trials-8", "best-trials")
 """With the trials of the own settings; `search-full` has others."""
 
 

@@ -92,8 +92,6 @@ TRIES: Mapping[str, Sequence[str]] = {
     "base-member": ["fuse.base_member=true"],
     "evaluations-20": ["fuse.evaluations=20"],
     "evaluations-90": ["fuse.evaluations=90"],
-    "judge-promise": ["train.judge=promise"],
-    "search-best": ["search.choose=best", "train.judge=promise"],
     "search-full": ["search.variant=full"],
     "trials-8": ["search.trials=8"],
     "best-trials": [
@@ -109,6 +107,9 @@ TRIES: Mapping[str, Sequence[str]] = {
 """What is tried beside the protocol's settings; those without keys depend on the task, as
 `longer`: the search's time is spent on the training."""
 
+GONE = ("judge-promise", "search-best")
+"""Tries of settings that version 0.2.0 no longer has; their records stay what was measured."""
+
 RATES = {
     "rate-double": 2.0,
     "rate-half": 0.5,
@@ -123,7 +124,7 @@ ADAM = {"adam": PAPERS, "adam-double": PAPERS}
 """With AdamW as the papers have it, and as the recipes for RoBERTa do."""
 
 OF_SEARCH = {
-    **dict.fromkeys(("judge-promise", "search-best", "search-full", "trials-8"), "bomf"),
+    **dict.fromkeys(("search-full", "trials-8"), "bomf"),
     "best-trials": "bilevel",  # whose trials are full trainings
 }
 """Tries of the search, and the row of each."""
@@ -216,6 +217,8 @@ def _quick(setting: Setting, precision: str) -> list[str]:
 
 
 def _attempt(name: str, base: Recipe) -> Sequence[str]:
+    if name in GONE:
+        raise RecipeError(f"The try {name} needs version 0.1.0: its setting is gone since.")
     if name not in TRIES:
         raise RecipeError(f"Unknown try {name!r}{closest(name, TRIES)}; {', '.join(TRIES)}.")
     rate = float(base.train.arguments["learning_rate"])

@@ -100,7 +100,7 @@ def recipe_and_folder(
 
     folder = Path(source)
     if folder.is_dir():
-        return load(folder / "recipe.yaml", overrides or ()), out or folder
+        return load(folder / "recipe.yaml", overrides or (), of_run=True), out or folder
     path = find(source)
     return load(path, overrides or ()), out or Path("runs") / run_name(path)
 

@@ -34,13 +34,15 @@ class Removed:
     Attributes:
         key: Dotted.
         instead: What to write or do in its place, in one sentence.
-        unused: Its values that asked for nothing, the default among them, which older versions
-            wrote into the recipe of every run folder. They are left out; others are refused.
+        unused: Its values that ask for what is done in any case; they are left out.
+        default: What it was where a recipe did not name it. Version 0.1.0 wrote that into the
+            recipe of every run folder, where it is left out too.
     """
 
     key: str
     instead: str
     unused: tuple[object, ...]
+    default: object
 
 
 REMOVED = (
@@ -48,16 +50,26 @@ REMOVED = (
         "fuse.racing",
         "leave it out, as every w is evaluated on the whole validation split",
         (False,),
+        False,
     ),
     Removed(
         "fuse.compile",
         "leave it out, as models are evaluated without torch.compile",
         (False,),
+        False,
     ),
     Removed(
         "search.inner",
         "leave it out, as the inner search of every trial has its whole budget",
-        ("auto", "full"),
+        ("full",),
+        "auto",
+    ),
+    Removed(
+        "train.judge",
+        "leave it out, as a training with the λ of a light or short trial is always begun with "
+        "half the learning rate too; train.retries: 0 trusts the search",
+        ("half",),
+        "promise",
     ),
 )
 """What version 0.2.0 no longer has."""
@@ -101,25 +113,30 @@ def find(source: str) -> Path:
     )
 
 
-def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load(source: str | Path, overrides: Iterable[str] = (), *, of_run: bool = False) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
         source: A YAML file.
         overrides: Dotted keys, `"train.epochs=3"`; values are YAML.
+        of_run: Whether it is the recipe of a run folder, which names every default.
 
     Raises:
         RecipeError: If the file cannot be read, or anything in it is not valid; the
             message lists every error with its path.
     """
-    return parse(read_text(Path(source)), overrides, name=str(source))
+    return parse(read_text(Path(source)), overrides, name=str(source), of_run=of_run)
 
 
-def parse(text: str, overrides: Iterable[str] = (), *, name: str = "recipe") -> Recipe:
+def parse(
+    text: str, overrides: Iterable[str] = (), *, name: str = "recipe", of_run: bool = False
+) -> Recipe:
     """As `load`, from YAML text; `name` stands in the error messages."""
     tree = read_yaml(text, name, texts=TEXTS)
     if not isinstance(tree, dict):
         raise RecipeError(f"{name} must be a mapping of keys, got {_kind(tree)}.")
+    if of_run:
+        tree = without_defaults(tree)
     given = tuple(overrides)
     _refuse_cluster(tree, given, name)
     for override in given:
@@ -183,16 +200,32 @@ def without_removed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     left = copy.deepcopy(dict(tree))
     used = {}
+    for removed, section, last in _removed_in(left):
+        if section.pop(last) not in removed.unused:
+            used[removed.key] = f"gone since version 0.2.0; {removed.instead}"
+    return left, used
+
+
+def without_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run folder without the keys that are gone and were at their defaults."""
+    left = copy.deepcopy(dict(tree))
+    for removed, section, last in _removed_in(left):
+        if section[last] == removed.default:
+            del section[last]
+    return left
+
+
+def _removed_in(tree: dict[str, Any]) -> list[tuple[Removed, dict[str, Any], str]]:
+    """The keys of a recipe that are gone, each with the section that holds it."""
+    found = []
     for removed in REMOVED:
         *parents, last = removed.key.split(".")
-        section: Any = left
+        section: Any = tree
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if isinstance(section, dict) and last in section:
-            value = section.pop(last)
-            if value not in removed.unused:
-                used[removed.key] = f"gone since version 0.2.0; {removed.instead}"
-    return left, used
+            found.append((removed, section, last))
+    return found
 
 
 def _validated(tree: Mapping[str, Any], name: str) -> Recipe:

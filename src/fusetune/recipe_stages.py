@@ -110,14 +110,13 @@ class TrainSection(Section):
     collect_from: float = Field(
         0.5, ge=0.0, lt=1.0, description="Share of the training before the first member."
     )
-    judge: Literal["promise", "half"] = Field(
-        "promise",
-        description="When the training with the λ of a light or short trial is begun anew, "
-        "with a lower learning rate. promise: its first members are clearly worse than that "
-        "trial; half: always, with half the rate; the lower one goes on unless it is clearly "
-        "worse.",
+    retries: int = Field(
+        2,
+        ge=0,
+        description="How many lower learning rates are tried, at most, where λ is of a light "
+        "or short trial: the training is begun with half the rate too, and the lower one goes "
+        "on unless it is clearly worse.",
     )
-    retries: int = Field(2, ge=0, description="How often it is begun anew, at most.")
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments."
     )

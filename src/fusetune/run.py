@@ -16,7 +16,7 @@ from fusetune.files.record import FileName, Shape, mapping, read_record, shaped
 from fusetune.members.claim import claimed
 from fusetune.members.disk import remove, write_json
 from fusetune.recipe import Recipe
-from fusetune.recipe_file import TEXTS, difference, without_removed
+from fusetune.recipe_file import TEXTS, difference, without_defaults, without_removed
 from fusetune.recipe_yaml import read_text, read_yaml
 from fusetune.run_layout import RunLayout
 
@@ -336,7 +336,7 @@ class RunFolder(RunLayout):
             ) from error
         if not isinstance(data, dict):
             raise RunError(f"{self.recipe_file} holds no recipe.", RESTORE)
-        return data
+        return without_defaults(data)
 
     def changes(self, recipe: Recipe) -> dict[str, str]:
         """Dotted key → "old → new" for all in which the folder's recipe differs and matters."""

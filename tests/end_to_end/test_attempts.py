@@ -62,6 +62,7 @@ def test_a_rate_that_only_the_trial_bore_is_lowered(tiny_recipe: str, tmp_path: 
         "search.space.learning_rate={choices: [0.004]}",
         "train.epochs=6",
         "train.members=3",
+        "train.retries=1",
         "train.arguments={learning_rate: 0.004, lr_scheduler_type: constant}",
         "fuse.methods=[finetune, swa]",
     ]
@@ -90,20 +91,15 @@ def test_a_rate_that_only_the_trial_bore_is_lowered(tiny_recipe: str, tmp_path: 
     assert note in (tmp_path / "report.html").read_text().replace("&#39;", "'")
 
 
-def test_a_training_that_keeps_the_promise_is_the_one_without_a_check(
-    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = trained(parse(tiny_recipe, [*LIGHT, "train.retries=0"]), tmp_path / "plain")
-    assert record(tmp_path / "plain", "train")["trajectories"][0]["attempts"] == []
-    promise(monkeypatch, ANYTHING)
-    assert trained(parse(tiny_recipe, LIGHT), tmp_path / "checked") == plain
-    (attempt,) = record(tmp_path / "checked", "train")["trajectories"][0]["attempts"]
-    assert attempt["kept"]
-    assert record(tmp_path / "checked", "train")["trainings"] == 1
+def test_without_retries_the_search_is_trusted(tiny_recipe: str, tmp_path: Path) -> None:
+    trained(parse(tiny_recipe, [*LIGHT, "train.retries=0"]), tmp_path)
+    train = record(tmp_path, "train")
+    assert train["trajectories"][0]["attempts"] == []
+    assert train["params"] == record(tmp_path, "search")["params"]
 
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
-def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
+def test_where_none_keeps_it_one_goes_on_from_where_it_was_given_up(
     order: str, tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promise(monkeypatch, OUT_OF_REACH)
@@ -112,8 +108,8 @@ def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
     train = record(tmp_path / "tried", "train")
     first, second = train["trajectories"][0]["attempts"]
     assert second["learning_rate"] <= first["learning_rate"] / 2
-    best = max((first, second), key=lambda attempt: attempt["value"])
-    assert train["params"]["learning_rate"] == best["learning_rate"]
+    rates = [attempt["learning_rate"] for attempt in (first, second)]
+    assert train["params"]["learning_rate"] in rates
     assert train["trainings"] == 2
     assert not (tmp_path / "tried/work").exists()
     arguments = [f"train.arguments.{name}={value!r}" for name, value in train["params"].items()]
@@ -123,7 +119,7 @@ def test_where_none_keeps_it_the_best_goes_on_from_where_it_was_given_up(
 
 
 def half(*overrides: str) -> list[str]:
-    return [*LIGHT, "train.judge=half", *overrides]
+    return [*LIGHT, *overrides]
 
 
 def test_half_the_rate_is_begun_too_and_the_chosen_one_is_as_if_trained_alone(
@@ -195,7 +191,8 @@ def test_a_loss_that_is_no_number_is_an_attempt_too(
     tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promise(monkeypatch, ANYTHING)
-    recipe = parse(tiny_recipe, [*LIGHT, "train.arguments.learning_rate=0.001"])
+    own_rate = "train.arguments.learning_rate=0.001"
+    recipe = parse(tiny_recipe, [*LIGHT, own_rate, "train.retries=1"])
     run(recipe, tmp_path, stage="search")
     with_rate(tmp_path, 1e30)
     run(recipe, tmp_path, stage="train")
@@ -234,7 +231,6 @@ run(recipe, Path(sys.argv[2]), stage="train")
 """
 
 
-@pytest.mark.parametrize("judge", ["promise", "half"])
 @pytest.mark.parametrize(
     ("place", "call"),
     [("judge:before", 1), ("_set_aside:after", 1), ("judge:after", 2), ("restore:after", 1)],
@@ -242,12 +238,11 @@ run(recipe, Path(sys.argv[2]), stage="train")
 def test_killed_as_it_judges_it_ends_as_if_undisturbed(
     place: str,
     call: int,
-    judge: str,
     tiny_recipe: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    overrides = [*LIGHT, "train.retries=1", f"train.judge={judge}"]
+    overrides = [*LIGHT, "train.retries=1"]
     recipe = parse(tiny_recipe, overrides)
     text, script = tmp_path / "recipe.yaml", tmp_path / "killed.py"
     text.write_text(tiny_recipe)

@@ -110,7 +110,7 @@ def test_a_row_without_a_result_is_named(recipe: Path, tmp_path: Path) -> None:
 
 def test_procedures_with_searches_of_their_own(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "compare"
-    search = ("search.trials=2", "search.pruner=none", "fuse.evaluations=4")
+    search = ("search.trials=2", "search.pruner=none", "fuse.evaluations=4", "train.retries=0")
     names = "hpbo,bilevel:swa,bomf,swa_cyclic"
     table = compare(recipe, out, *search, "--seeds", "41", "--methods", names)
     found = {row["method"]: row for row in table["rows"]}
@@ -128,7 +128,8 @@ def test_procedures_with_searches_of_their_own(recipe: Path, tmp_path: Path) -> 
 
 
 def test_procedures_that_train_the_same_share_it(recipe: Path, tmp_path: Path) -> None:
-    search = ("search.trials=2", "search.pruner=none", "fuse.evaluations=4", "--seeds", "41")
+    one = ("search.pruner=none", "fuse.evaluations=4", "train.retries=0")
+    search = ("search.trials=2", *one, "--seeds", "41")
     together = tmp_path / "together"
     table = compare(recipe, together, *search, "--methods", "hpbo,bilevel:swa,bomf")
     assert not (together / "seed-41/shared").exists()  # nothing is left that could need it
@@ -149,7 +150,8 @@ def test_a_search_that_comes_back_to_the_recipes_rate_trains_nothing_anew(
         "train.arguments.learning_rate=3e-3",
         "train.arguments.per_device_train_batch_size=8",
     )
-    search = (*own, "search.trials=2", "search.pruner=none", "search.epochs=0.1")
+    once = ("search.pruner=none", "train.retries=0")
+    search = (*own, "search.trials=2", *once, "search.epochs=0.1")
     options = (*search, "fuse.evaluations=4", "--seeds", "41", "--methods")
     together, alone = tmp_path / "together", tmp_path / "alone"
     compare(recipe, together, *options, "finetune")

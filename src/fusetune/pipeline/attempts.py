@@ -1,10 +1,9 @@
-"""Whether a full training keeps what the search's trial promised, and what comes next if not.
+"""The trainings that are begun with the λ of a light or short trial and with lower rates.
 
 A short trial with frozen layers bears a larger step than the training of the whole model: the
 search may find a learning rate at which that training breaks down, as post-norm models do all
-of a sudden [Mosbach2021]. It shows as soon as members are kept: such a training is given up
-there, and begun again with a lower learning rate. With `train.judge: half` a lower rate is
-begun in any case, and the two are compared there.
+of a sudden [Mosbach2021]. It shows as soon as members are kept: so the training is begun with a
+lower learning rate too, and the two are compared there (`halving`).
 
 Whatever is decided is written down before the training goes on, so that a run that is killed
 decides nothing twice.
@@ -88,8 +87,7 @@ class Attempts:
         self.context = context
         self.trajectory = trajectory
         self.promise = promised(context, trajectory)
-        halves = context.recipe.train.judge == "half"
-        self.compares = halves and _searched_otherwise(context.recipe, trajectory)
+        self.compares = _searched_otherwise(context.recipe, trajectory)
         self._file = context.folder.work / f"{trajectory.folder}-attempts.json"
         self.judged = read_record(self._file, _attempts) or []
 
@@ -97,21 +95,11 @@ class Attempts:
     def settled(self) -> int | None:
         """Which attempt is to be trained to its end; None while one has yet to be judged.
 
-        The first that keeps the promise; when there are to be no more, the best, and of equal
-        ones the first. With `train.judge: half` as `halving.settled` says.
+        It is the first where λ is of a full training, or no other attempt is allowed.
         """
-        if self.compares:
-            retries = self.context.recipe.train.retries
-            return halving.settled(self.judged, self._sign, retries)
-        if self.promise is None:
+        if not self.compares:
             return 0
-        for number, attempt in enumerate(self.judged):
-            if attempt.kept:
-                return number
-        if len(self.judged) <= self.context.recipe.train.retries:
-            return None
-        values = [-math.inf if a.value is None else self._sign * a.value for a in self.judged]
-        return values.index(max(values))
+        return halving.settled(self.judged, self._sign, self.context.recipe.train.retries)
 
     @property
     def record(self) -> list[dict[str, Any]]:
@@ -156,10 +144,8 @@ class Attempts:
             self.promise is None or self._reaches(value, samples, self.promise),
             tuple(map(float, samples)) if np.isfinite(samples).all() else (),
         )
-        ends = not attempt.kept
-        if self.compares:
-            judged, retries = [*self.judged, attempt], self.context.recipe.train.retries
-            ends = halving.settled(judged, self._sign, retries) != number
+        judged, retries = [*self.judged, attempt], self.context.recipe.train.retries
+        ends = halving.settled(judged, self._sign, retries) != number
         if ends:
             self._set_aside(number)
         self._add(attempt)
@@ -183,8 +169,6 @@ class Attempts:
                 f"given up, as it {attempt.text}, where the search's trial had reached "
                 f"{attempt.promised:.4f}"
             )
-        if not self.compares:
-            return f"goes on, as it {attempt.text}"
         number = self.settled
         then = "half of it is next"
         if number is not None:

@@ -68,7 +68,9 @@ def export_model(
         raise RunError("Give one of --method, --weights and --pick.")
     if out is None and mergekit is None:
         raise RunError("Nothing to write.", "Give --out FOLDER, or --mergekit FILE.")
-    context = Context(load(folder.recipe_file), folder, display, allow_code=allow_code)
+    context = Context(
+        load(folder.recipe_file, of_run=True), folder, display, allow_code=allow_code
+    )
     bench = open_members(context)
     chosen, extra = _chosen(context, bench, method or str(record["chosen"]), weights, pick)
     if mergekit is not None:

@@ -1,4 +1,4 @@
-"""Which of several learning rates a full training goes on with (`train.judge: half`).
+"""Which of several learning rates a full training goes on with.
 
 What a light or short trial bears says little about the rate that suits the training of the
 whole model: frozen layers cannot unlearn, and few steps reward large ones. So the training is

@@ -77,7 +77,9 @@ def landscape(
     chosen_split = _split(split)
     target = _target(folder, out, chosen_split)
     with folder.claim(), log_to(folder.log, verbose=display.verbose):
-        context = Context(load(folder.recipe_file), folder, display, allow_code=allow_code)
+        context = Context(
+            load(folder.recipe_file, of_run=True), folder, display, allow_code=allow_code
+        )
         try:
             with full_disk_is_an_error(folder.path):
                 require_same_data(context)

@@ -213,7 +213,7 @@ def _identity(recipe: Recipe, params: Mapping[str, Any]) -> str:
     """Of everything that a full training of this λ, and its members, depend on."""
     data = recipe.dump()
     arguments = complete({**data["train"]["arguments"], **params})
-    train = {k: v for k, v in data["train"].items() if k not in ("judge", "retries")}
+    train = {k: v for k, v in data["train"].items() if k != "retries"}
     train["arguments"] = arguments
     task = {k: v for k, v in data["task"].items() if k != "metrics"}  # no training asks them
     decides = {"seed": data["seed"], "task": task, "model": data["model"]}

@@ -46,7 +46,9 @@ def storage_of(path: Path) -> tuple[BaseStorage, str]:
     if not folder.recipe_file.is_file() and not folder.journal.is_file():
         raise RunError(f"{path} holds no run: neither recipe.yaml nor {folder.journal.name}.")
     # The folder of a fusion by the library has a journal alone.
-    url = load(folder.recipe_file).storage if folder.recipe_file.is_file() else None
+    url = (
+        load(folder.recipe_file, of_run=True).storage if folder.recipe_file.is_file() else None
+    )
     storage = open_existing(url or folder.journal)
     if url is None:
         return storage, ""
