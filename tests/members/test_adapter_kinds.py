@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,10 +29,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from fusetune.cli import app
-from fusetune.errors import MemberError
+from fusetune.errors import MemberError, StageError
 from fusetune.members.adapter_export import ExportForm
-from fusetune.members.average import StreamingAverage, plan
+from fusetune.members.average import StreamingAverage, for_files, plan
 from fusetune.members.export import export
+from fusetune.members.mergekit import to_yaml
 from fusetune.members.points import Combination
 from fusetune.members.pool import MemberPool, inspect
 from fusetune.members.weights import FusionWeights
@@ -217,6 +219,50 @@ def test_what_peft_saves_by_default_is_averaged_exactly(name: str, tmp_path: Pat
     with torch.no_grad():
         torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
     assert inspect(saved.members, own_model=True).problems == ()
+
+
+@pytest.mark.parametrize("name", ["experts", "experts, in x out", "single rows, tied"])
+def test_gradients_follow_every_kind(name: str, tmp_path: Path) -> None:
+    saved = Saved(tmp_path, KINDS[name])
+    pool = MemberPool.open(saved.members)
+    average = plan(pool, pool.adapters.base.model)
+    average.into_model(W)
+    (average.model(IDS).logits * torch.linspace(-1, 1, 31)).sum().backward()
+    gradients = {n: p.grad for n, p in average.model.named_parameters() if p.grad is not None}
+    wanted = [
+        sum(float((g.double() * merged[n].double()).sum()) for n, g in gradients.items())
+        for merged in saved.merged
+    ]
+    assert average.gradient_products() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_factors_of_experts_apart_and_cut(tmp_path: Path) -> None:
+    saved = Saved(tmp_path, KINDS["experts"])
+    pool = MemberPool.open(saved.members)
+    exact, apart = for_files(pool), for_files(pool, apart=True)
+    name = "model.layers.0.mlp.experts.down_proj"
+    low = [pool.adapters.low(i, name) for i in range(3)]
+    left, right = (
+        sum(w * x for w, x in zip(W.values, side, strict=True))
+        for side in ([part.left for part in low], [part.right for part in low])
+    )
+    wanted = saved.base().state_dict()[name] + left @ right
+    torch.testing.assert_close(apart.tensors(W)[name], wanted)
+    out = export(exact, W, pool, tmp_path / "cut", form=ExportForm.parse("adapter-svd:3"))
+    record = json.loads((out / "fusion.json").read_text())["adapter"]
+    model = peft.PeftModel.from_pretrained(saved.base(), out).merge_and_unload()
+    start, best = saved.base().state_dict(), saved.wanted(W.values)
+    lost = model.state_dict()[name].double() - best[name]
+    error = lost.norm() / (best[name] - start[name].double()).norm()
+    assert record["rank"] == 3
+    assert record["relative_error_of_modules"][name] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_mergekit_cannot_lay_these_adapters(tmp_path: Path) -> None:
+    for name in ("experts", "single rows", "added tokens"):
+        pool = MemberPool.open(Saved(tmp_path / name, KINDS[name]).members)
+        with pytest.raises(StageError, match="mergekit lays adapters on"):
+            to_yaml(pool, W)
 
 
 def fused_alike(saved: Saved, **options: Any) -> MemberPool:

@@ -20,9 +20,11 @@ import yaml
 
 from fusetune.errors import RecipeError, StageError
 from fusetune.members.adapter import AdapterMember
+from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.layers import LayerWeights
 from fusetune.members.member import Member, Members
 from fusetune.members.points import OwnModel, Point
+from fusetune.members.pool import MemberPool
 from fusetune.members.weights import TOLERANCE, FusionWeights
 from fusetune.recipe_yaml import read_text, read_yaml
 
@@ -57,6 +59,8 @@ def to_yaml(pool: Members, point: Point, extra: Mapping[str, Any] | None = None)
             "nothing else.",
             "Write the model itself, with --out.",
         )
+    if isinstance(pool, MemberPool) and pool.adapters is not None:
+        _check_can_be_laid(pool.adapters)
     used = [(m, w) for m, w in zip(pool.members, point.values, strict=True) if w != 0.0]
     recipe: dict[str, Any] = {
         "merge_method": METHOD,
@@ -72,6 +76,19 @@ def to_yaml(pool: Members, point: Point, extra: Mapping[str, Any] | None = None)
     if extra:
         recipe[EXTRA] = dict(extra)
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+
+def _check_can_be_laid(adapters: AdapterSource) -> None:
+    """Refuse adapters that are more than mergekit reads: factors of layers, on their base."""
+    parameters = any(a.parameter for m in adapters.members for a in m.modules.values())
+    rows = any(member.rows for member in adapters.members)
+    whole = any(member.files[0].stem != "adapter_model" for member in adapters.members)
+    if parameters or rows or whole or adapters.base.laid:
+        raise StageError(
+            "mergekit lays adapters on linear layers and embeddings of a base alone, and these "
+            "have experts, single tokens or weights of the base of their own.",
+            "Write the model itself, with --out.",
+        )
 
 
 def _reference(member: Member) -> str | dict[str, Any]:

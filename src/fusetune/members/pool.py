@@ -364,7 +364,7 @@ def check_fit_their_base(
         The class of the base model, or why it cannot be had; the other one is empty.
 
     Raises:
-        MemberError: If they do not fit it, or a tensor of it stands in no file.
+        MemberError: As `check_fit_base`.
     """
     first = members[0]
     assert isinstance(first, AdapterMember)
@@ -373,8 +373,18 @@ def check_fit_their_base(
         model = load_base(first, empty=empty)
     except MemberError as error:
         return "", str(error)
+    check_fit_base(members, model, allow_pickle)
+    return type(model).__name__, ""
+
+
+def check_fit_base(
+    members: Sequence[Member], model: nn.Module, allow_pickle: bool = False
+) -> None:
+    """Check adapters against a base model, which takes over what they hold of it.
+
+    Raises:
+        MemberError: If they do not fit it, or a tensor of it stands in no file.
+    """
     pool = MemberPool.of([m.path for m in members], None, allow_pickle)
     assert pool.adapters is not None
-    base = Base(model, pool.adapters.given)
-    _ = AdapterSource(pool.adapters.given, base).members
-    return type(base.model).__name__, ""
+    _ = AdapterSource(pool.adapters.given, Base(model, pool.adapters.given)).members

@@ -14,6 +14,7 @@ from fusetune.members.blocks import find_blocks
 from fusetune.members.disk import require_space
 from fusetune.members.fit import check_can_be_collected
 from fusetune.members.member import Member
+from fusetune.members.pool import check_fit_base
 from fusetune.models.lora import require_peft
 from fusetune.models.quantised import merged_bytes, quantised_layers
 from fusetune.optimization import RIVALS, rivals
@@ -154,5 +155,7 @@ def _check_model(
         check_base_tensors(specs, state_of(model, tuple(specs)), list(specs))
     if context.lora is None and not exist:
         check_can_be_collected(model)
+    if members and context.lora is not None:
+        check_fit_base(members, model, recipe.model.allow_pickle)
     trained = sum(nbytes for nbytes, trains in sizes if trains)
     return model, size, size if context.lora is None else trained
