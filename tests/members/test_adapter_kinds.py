@@ -22,6 +22,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
@@ -155,8 +157,9 @@ class Saved:
         folder: Path,
         kind: Kind,
         save: Callable[[Any, Path], object] = lambda model, place: model.save_pretrained(place),
+        loader: Any = transformers.AutoModelForCausalLM,
     ) -> None:
-        self.kind, self.save = kind, save
+        self.kind, self.save, self.loader = kind, save, loader
         self.place, self.members = folder / "base", folder / "members"
         torch.manual_seed(5)
         kind.make().save_pretrained(self.place)
@@ -181,9 +184,7 @@ class Saved:
         return peft.get_peft_model(self.base(), peft.LoraConfig(**options))
 
     def base(self) -> PreTrainedModel:
-        return self.kind.prepare(
-            transformers.AutoModelForCausalLM.from_pretrained(self.place)
-        ).eval()
+        return self.kind.prepare(self.loader.from_pretrained(self.place)).eval()
 
     def wanted(self, values: tuple[float, ...]) -> dict[str, Tensor]:
         pairs = list(zip(values, self.merged, strict=True))
@@ -373,6 +374,41 @@ def test_keys_as_other_programs_write_them(
 ) -> None:
     options = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
     fused_alike(Saved(tmp_path, Kind(llama, options), renamed(rename)))
+
+
+def test_names_of_an_older_transformers_are_found(tmp_path: Path) -> None:
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 4, "patch_size": 2}
+    text = {**SMALL, "model_type": "llama"}
+    config = LlavaConfig(
+        text_config=text, vision_config={**vision, "model_type": "clip_vision_model"}
+    )
+
+    def old(key: str) -> str:
+        new = "base_model.model.model.language_model."
+        key = key.replace(new, "base_model.model.language_model.model.")
+        return key.replace(
+            "base_model.model.lm_head", "base_model.model.language_model.lm_head"
+        )
+
+    saves = {"as today": lambda model, place: model.save_pretrained(place), "old": renamed(old)}
+    options = {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["norm"]}
+    kind = Kind(lambda: LlavaForConditionalGeneration(config), options)
+    for name, save in saves.items():
+        saved = Saved(tmp_path / name, kind, save, LlavaForConditionalGeneration)
+        pool = MemberPool.open(saved.members, base=saved.base)
+        average = plan(pool, pool.adapters.base.model)
+        average.into_model(W)
+        close(state(average.model), saved.wanted(W.values))
+
+
+def test_experts_of_an_older_transformers_are_refused(tmp_path: Path) -> None:
+    def old(key: str) -> str:
+        return key.replace("q_proj", "XX").replace("self_attn.XX", "mlp.experts.0.up_proj")
+
+    saved = Saved(tmp_path, Kind(qwen, {"target_modules": Q}), renamed(old))
+    with pytest.raises(MemberError, match=r"is a part of model.layers.0.mlp.experts.gate_up"):
+        _ = MemberPool.open(saved.members).tensors
 
 
 def test_two_adapters_in_one_file_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fusetune.errors import MemberError
 from fusetune.members.adapter import AdaptedModule, AdapterMember, scaling_of
 from fusetune.members.adapter_keys import base_name, nesting
 from fusetune.members.base import Base, same_bits_of
+from fusetune.members.base_load import renamed
 from fusetune.members.binding import listed
 from fusetune.members.files import FileSource
 
@@ -39,7 +40,8 @@ def bind_adapters(members: Sequence[AdapterMember], base: Base) -> tuple[Adapter
             tensor was trained without the others.
     """
     files = FileSource(members)
-    return tuple(_bound(i, member, base, files) for i, member in enumerate(members))
+    named = [renamed(member, base.model) for member in members]
+    return tuple(_bound(i, member, base, files) for i, member in enumerate(named))
 
 
 def weight_of(module: str, adapted: AdaptedModule) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fusetune.errors import MemberError
 from fusetune.members.adapter import AdaptedModule, AdapterMember
 from fusetune.members.adapter_keys import PREFIX, base_name
-from fusetune.members.base_load import fit_vocabulary, load_base, unread_names
+from fusetune.members.base_load import fit_vocabulary, load_base, renamed, unread_names
 from fusetune.members.base_tensors import BaseTensors, identity
 from fusetune.members.binding import listed, same_bits
 from fusetune.members.files import FileSource
@@ -74,6 +74,7 @@ class Base:
                 some of them stand in no file.
         """
         model = self._source if isinstance(self._source, nn.Module) else self._source()
+        self._adapters = tuple(renamed(member, model) for member in self._adapters)
         fit_vocabulary(model, self._adapters)
         if not self.empty(model):
             self._lay(model)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fusetune.errors import MemberError
 from fusetune.members.adapter import AdapterMember
+from fusetune.members.adapter_keys import base_name
+from fusetune.members.saved_layout import saved_layout
 
 AUTO_CLASSES: Mapping[str, str] = {  # PEFT's task type → the class that loads such a model
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -110,6 +113,54 @@ def unread_names(model: nn.Module) -> frozenset[str]:
         return frozenset()
     other_shape = {name for name, *_ in info["mismatched_keys"]}
     return frozenset({*info["missing_keys"], *other_shape})
+
+
+def renamed(member: AdapterMember, model: nn.Module) -> AdapterMember:
+    """An adapter under the names that the base model's modules have in this Transformers.
+
+    Version 5 calls many modules otherwise than version 4 did, and reads the files of both;
+    adapters of either are laid on the same modules by the same table of names.
+
+    Raises:
+        MemberError: If modules are not only renamed: the experts of a mixture became one
+            parameter.
+    """
+    state = model.state_dict()
+    modules = {f"{base_name(module)}.weight": module for module in member.modules}
+    targets = [str(target) for target in member.adapter.get("target_parameters") or ()]
+    own = {*modules, *member.whole, *member.copies, *member.rows}
+    strange = {name for name in own - state.keys() if not _is_parameter(model, name, targets)}
+    if not strange:
+        return member
+    layout = saved_layout(model, strange, state)
+    if layout.conversions:
+        name = next(iter(layout.conversions[0].sources))
+        raise MemberError(
+            f"{member.path} adapts {name.removesuffix('.weight')}, which is a part of "
+            f"{layout.conversions[0].first} since version 5 of Transformers.",
+            hint="Load it with PEFT on its base and save it again: PEFT converts it.",
+        )
+    names = {old: new for old, new in layout.names.items() if new in state}
+    ends = {modules[old]: new for old, new in names.items() if old in modules}
+    return replace(
+        member,
+        modules={
+            ends[module].removesuffix(".weight") if module in ends else module: adapted
+            for module, adapted in member.modules.items()
+        },
+        whole={names.get(name, name): key for name, key in member.whole.items()},
+        copies={names.get(name, name): key for name, key in member.copies.items()},
+        rows={names.get(name, name): value for name, value in member.rows.items()},
+    )
+
+
+def _is_parameter(model: nn.Module, name: str, targets: Sequence[str]) -> bool:
+    """Whether the module of a weight is one whose other parameters PEFT was told to adapt."""
+    try:
+        owner = model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return False
+    return bool(targets) and next(owner.parameters(recurse=False), None) is not None
 
 
 def fit_vocabulary(model: nn.Module, adapters: Sequence[AdapterMember]) -> None:
