@@ -24,7 +24,6 @@ from fusetune.members.adapter_source import AdapterSource
 from fusetune.members.layers import LayerWeights
 from fusetune.members.member import Member, Members
 from fusetune.members.points import OwnModel, Point
-from fusetune.members.pool import MemberPool
 from fusetune.members.weights import TOLERANCE, FusionWeights
 from fusetune.recipe_yaml import read_text, read_yaml
 
@@ -59,8 +58,6 @@ def to_yaml(pool: Members, point: Point, extra: Mapping[str, Any] | None = None)
             "nothing else.",
             "Write the model itself, with --out.",
         )
-    if isinstance(pool, MemberPool) and pool.adapters is not None:
-        _check_can_be_laid(pool.adapters)
     used = [(m, w) for m, w in zip(pool.members, point.values, strict=True) if w != 0.0]
     recipe: dict[str, Any] = {
         "merge_method": METHOD,
@@ -78,8 +75,12 @@ def to_yaml(pool: Members, point: Point, extra: Mapping[str, Any] | None = None)
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
-def _check_can_be_laid(adapters: AdapterSource) -> None:
-    """Refuse adapters that are more than mergekit reads: factors of layers, on their base."""
+def check_can_be_laid(adapters: AdapterSource) -> None:
+    """Refuse adapters that are more than mergekit reads: factors of layers, on their base.
+
+    Raises:
+        StageError: If they are.
+    """
     parameters = any(a.parameter for m in adapters.members for a in m.modules.values())
     rows = any(member.rows for member in adapters.members)
     whole = any(member.files[0].stem != "adapter_model" for member in adapters.members)

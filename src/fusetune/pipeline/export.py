@@ -12,7 +12,7 @@ from fusetune.members.companions import has_tokenizer, tokenizer_home
 from fusetune.members.disk import write_text
 from fusetune.members.export import ExportForm, export, local_folder
 from fusetune.members.member import read_json
-from fusetune.members.mergekit import to_yaml
+from fusetune.members.mergekit import check_can_be_laid, to_yaml
 from fusetune.members.points import Point
 from fusetune.members.pool import MemberPool
 from fusetune.members.weights import FusionWeights
@@ -86,6 +86,8 @@ def export_model(
                 "mergekit averages whole models, and fuse.adapters of this run is factors.",
                 "Write the model itself, with --out.",
             )
+        if adapters is not None:
+            check_can_be_laid(adapters)
         mergekit.parent.mkdir(parents=True, exist_ok=True)
         write_text(mergekit, to_yaml(bench.pool, chosen, extra))
         display.say(f"Wrote {mergekit}: mergekit-yaml {mergekit} FOLDER makes the model.")
