@@ -23,6 +23,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from fusetune.cli import app
+from fusetune.errors import RecipeError
 from fusetune.pipeline import export_model, run
 from fusetune.pipeline.display import Display
 from fusetune.recipe_file import parse
@@ -112,6 +113,13 @@ def test_experts_are_trained_collected_and_fused(mixture: Path, finished: Path) 
         wanted = merged(mixture, [1 / 3] * 3)
         for name, tensor in model.state_dict().items():
             torch.testing.assert_close(tensor.double(), wanted[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["dropout=0.1", "dora=true"])
+def test_what_experts_do_not_take_is_said(option: str, mixture: Path, tmp_path: Path) -> None:
+    text = RECIPE.format(data=mixture / "data", model=mixture / "base")
+    with pytest.raises(RecipeError, match="take neither dropout nor DoRA"):
+        run(parse(text, [f"model.lora.{option}"]), tmp_path / "run")
 
 
 def test_finished_adapters_of_experts_are_fused_by_command(

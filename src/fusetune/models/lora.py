@@ -136,10 +136,16 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
         if quantised_layers(model):
             _train_in_float32(wrapped)
     except (ValueError, TypeError, KeyError, re.error) as error:
+        hint = "Give model.lora.target_modules, as [q_proj, v_proj] or all-linear."
+        if "lora.ParamWrapper" in str(error):  # PEFT's wrapper of the experts of a mixture
+            hint = (
+                "Experts of a mixture take neither dropout nor DoRA: leave out "
+                "model.lora.dropout and model.lora.dora, or name other target_modules."
+            )
         raise RecipeError(
             f"model.lora: PEFT cannot adapt {type(model).__name__}: "
             f"{str(error).strip().splitlines()[0]}",
-            "Give model.lora.target_modules, as [q_proj, v_proj] or all-linear.",
+            hint,
         ) from error
     return cast(PreTrainedModel, wrapped)
 
