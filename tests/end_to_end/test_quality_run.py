@@ -139,7 +139,6 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
 
     def tiny(*_: object, attempt: str = "", **__: object) -> Any:
         more = {
-            "search-best": ["search.choose=best"],
             "trials-8": ["search.trials=4"],
             "best-trials": [*settings.TRIES["best-trials"], "train.members=4"],
         }
@@ -158,19 +157,21 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
         """Of the search, after the run."""
         (row,) = settings.rows(attempt)
         job = run(row, attempt=attempt)
-        journal = job.seed_folder(folders[0]) / row / "trials.journal"
-        study = optuna.load_study(study_name=SEARCH, storage=open_existing(journal))
-        return study.get_trials(deepcopy=False)
+        return searched(job.seed_folder(folders[0]) / row)
+
+    def searched(place: Path) -> list[FrozenTrial]:
+        storage = open_existing(place / "trials.journal")
+        return optuna.load_study(study_name=SEARCH, storage=storage).get_trials(deepcopy=False)
 
     with pytest.raises(RunError, match="has no outcomes of fixed/finetune"):
-        trials("search-best")  # nothing to compare with: said before anything is trained
+        trials("trials-8")  # nothing to compare with: said before anything is trained
     assert not folders[0].exists()
     run("finetune")
-    best = trials("search-best")  # makes the search of the own settings first
+    more = trials("trials-8")  # makes the search of the own settings first
     own = tmp_path / "runs/b/rte/seed-41/bomf"
     assert (own / "stages/search.json").exists()
     assert not (own / "stages/train.json").exists()
-    more = trials("trials-8")
+    best = searched(own)
     assert [t.params for t in more[:3]] == [t.params for t in best]
     began = [t.datetime_start for t in best]
     assert [t.datetime_start for t in more[:3]] == began  # none was made again
@@ -185,8 +186,8 @@ def test_a_try_of_the_search_takes_the_trials_that_are_there(
     tried = {(r.attempt, r.method) for r in records.read_all(tmp_path / "results")}
     assert ("best-trials", "bilevel.default") in tried
     rows = ("bomf.default", "bomf.finetune")  # the second without the fusion
-    assert {(a, row) for a in ("search-best", "trials-8") for row in rows} <= tried
-    assert ("search-best", "finetune") not in tried  # that of the own settings
+    assert {("trials-8", row) for row in rows} <= tried
+    assert ("trials-8", "finetune") not in tried  # that of the own settings
 
 
 def test_the_kept_steps_nearest_to_the_wanted_ones() -> None:

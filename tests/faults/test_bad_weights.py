@@ -344,7 +344,7 @@ def test_a_base_model_by_a_strange_name(
         config = {**json.loads(path.read_text()), "base_model_name_or_path": base,
                   "task_type": "SEQ_CLS"}  # fmt: skip
         path.write_text(json.dumps(config))
-    pool = MemberPool.open(tmp_path / "members")
+    pool = MemberPool.of(sorted((tmp_path / "members").iterdir()))
     _, error = attempt(lambda: pool.tensors)
     assert isinstance(error, MemberError)
     assert "cannot be loaded" in str(error)
@@ -359,7 +359,7 @@ def test_an_adapter_names_a_model_and_no_other_part_of_a_library(
         path = folder / "adapter_config.json"
         config = {**json.loads(path.read_text()), "auto_mapping": {"base_model_class": name}}
         path.write_text(json.dumps(config))
-    pool = MemberPool.open(tmp_path / "members")
+    pool = MemberPool.of(sorted((tmp_path / "members").iterdir()))
     _, error = attempt(lambda: pool.tensors)
     assert "does not say of which class" in str(error)
 

@@ -106,9 +106,11 @@ def test_layers_on_the_disk_are_refused(members: list[Path], tmp_path: Path) -> 
 def test_a_source_lays_out_what_is_to_be_evaluated(members: list[Path]) -> None:
     seen = []
 
-    def make(path: str, **options: object) -> nn.Module:
+    def make(path: str, **options: object) -> tuple[nn.Module, dict[str, object]]:
         seen.append(options.get("device_map"))
-        return load(Path(path), **options)
+        kind = AutoModelForSequenceClassification
+        model, info = kind.from_pretrained(path, **options)
+        return model.eval(), info
 
     source = resolve(str(members[0]), device_map={"": "cpu"})
     source.build(make)

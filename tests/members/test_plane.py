@@ -106,4 +106,4 @@ def test_three_members_on_a_line_are_refused(
     a, b = torch.randn(2, 500, generator=torch.Generator().manual_seed(1)) + 10.0
     folder = raw_members([{"weight": t} for t in (a, b, third(a, b))])
     with pytest.raises(MemberError, match=r"step-0, step-1, step-2 span no plane"):
-        Plane.through(MemberPool.open(folder), (0, 1, 2))
+        Plane.through(MemberPool.of(sorted(folder.iterdir())), (0, 1, 2))

@@ -57,6 +57,11 @@ def make_evaluator(
     return Evaluator(average, model, scorer, objectives, EvaluationStore(None, "test"))
 
 
+def folders(place: Path) -> list[Path]:
+    """Of all members, also of equal ones, which `MemberPool.open` counts once."""
+    return sorted(place.iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -86,7 +91,7 @@ def linear(tmp_path: Path) -> Callable[..., tuple[MemberPool, Evaluator]]:
         number = np.issubdtype(labels.dtype, np.floating)
         kind, metric = (Regression, "pearson") if number else (SequenceClassification, "f1")
         task = kind("test", "unused", text=["text"], label="label", metrics=[metric])
-        pool = MemberPool.open(tmp_path / "linear")
+        pool = MemberPool.of(folders(tmp_path / "linear"))
         model = Linear(members.shape[2], members.shape[1])
         scorer = make_scorer(task, inputs.astype(np.float32), labels, tokens)
         return pool, make_evaluator(pool, model, scorer, objectives or task.objectives)
@@ -127,7 +132,7 @@ def bert(tmp_path: Path) -> Callable[..., tuple[MemberPool, Evaluator]]:
         task = SequenceClassification(
             "test", "unused", text=["text"], label="label", metrics=["accuracy"]
         )
-        pool = MemberPool.open(tmp_path / "bert")
+        pool = MemberPool.of(folders(tmp_path / "bert"))
         scorer = make_scorer(task, ids.numpy(), labels, tokens=80)
         model = BertForSequenceClassification(config)
         return pool, make_evaluator(pool, model, scorer, objectives or task.objectives)

@@ -67,7 +67,7 @@ def test_it_is_a_method() -> None:
 def test_members_in_other_orders(bert: Problem, run: Callable[..., FusionResult]) -> None:
     pool, evaluator = bert([0.0, 0.0, 0.0])
     edit(pool.members[2].path, swap_neurons)
-    pool = MemberPool.open(pool.members[0].path.parent)
+    pool = MemberPool.of([member.path for member in pool.members])
     result = run(pool, evaluator)
     assert isinstance(result.point, OwnModel)
     for name, tensor in result.point.tensors.items():
@@ -116,7 +116,7 @@ def test_a_member_that_diverged_spoils_the_result_but_not_the_run(
         tensors[f"{LAYER}intermediate.dense.weight"].fill_(torch.nan)
 
     edit(pool.members[1].path, diverge)
-    result = run(MemberPool.open(pool.members[0].path.parent), evaluator)
+    result = run(MemberPool.of([member.path for member in pool.members]), evaluator)
     assert result.details["neurons"]["distance_after"] == [None]
     json.dumps(result.details, allow_nan=False)
 
