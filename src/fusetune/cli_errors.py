@@ -19,7 +19,7 @@ LIMITS = (
 """Errors of the system that no check can foresee: rights, disks, sizes of files, open files."""
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUDA out of memory")
-"""What PyTorch says, whose error is no `MemoryError`."""
+"""Phrases of PyTorch's errors for want of memory, which are no `MemoryError`."""
 
 
 def first_process() -> bool:
@@ -34,7 +34,7 @@ def echo(text: str, *, fg: str | None = None, err: bool = False) -> None:
 
 
 def _limit(error: MemoryError | OSError | RuntimeError) -> str | None:
-    """What of the system's an error says has run out or is refused; None if it is another."""
+    """The resource of the system that an error says has run out or is refused, or None."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return "The memory is not enough"
     if "inline_container" in str(error):  # PyTorch's writer, whatever stopped it

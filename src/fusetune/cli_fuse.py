@@ -255,7 +255,7 @@ def _all_overrides(source: str | None, overrides: Sequence[str] | None) -> list[
 
 
 def _average_lines(made: Averaged, *, dry_run: bool) -> list[str]:
-    """What was, or would be, averaged, and how to load it."""
+    """The lines that say what was, or would be, averaged, and how to load it."""
     width = max(len(member.name) for member in made.members)
     rows = [
         f"  {member.name:<{width}}  "

@@ -72,7 +72,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """What hides the difference from a known name that reads the same, or nothing."""
+    """How a name differs from a known one that reads the same, in parentheses, or nothing."""
     for other in known:
         if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
             return (

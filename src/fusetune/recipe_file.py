@@ -72,7 +72,7 @@ REMOVED = (
         "promise",
     ),
 )
-"""What version 0.2.0 no longer has."""
+"""Keys that version 0.2.0 no longer has, each with what to write instead."""
 
 MOST = 40  # errors that are listed
 LONGEST = 200  # characters of a wrong value
@@ -166,7 +166,7 @@ def _refuse_cluster(tree: Mapping[str, Any], overrides: Iterable[str], name: str
 
 
 def given(overrides: Iterable[str], key: str) -> Any:
-    """What overrides alone say of a dotted key; None if nothing."""
+    """The value that overrides give a dotted key, or None if they leave it alone."""
     tree: Any = {}
     for override in overrides:
         _override(tree, override)

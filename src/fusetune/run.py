@@ -97,7 +97,7 @@ class _Train(Shape):
 
 
 class _Cost(Shape):
-    """What reading or writing models took."""
+    """Seconds and bytes of reading or writing models."""
 
     seconds: float
     bytes: int
@@ -400,7 +400,7 @@ class RunFolder(RunLayout):
 
 
 def again(stage: str) -> str:
-    """What to do about a damaged record of a stage."""
+    """The advice that stands behind the message on a damaged record of a stage."""
     return (
         f"Remove it and run again, or run `fusetune {stage} RECIPE --force`: the stage is then "
         "done again from what else is stored."

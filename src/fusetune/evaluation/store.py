@@ -36,7 +36,7 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What a file can make NumPy and its parsers raise that is not, or no longer, an evaluation."""
+"""Errors that NumPy and its parsers raise for a file that holds no whole evaluation."""
 
 
 class EvaluationStore:

@@ -33,7 +33,7 @@ class Shape(BaseModel):
 
 
 def regular(path: Path) -> os.stat_result:
-    """What the system says of a file; a pipe or a device would block, or never end.
+    """The status of an ordinary file; a pipe or a device would block, or never end.
 
     Raises:
         OSError: If there is none, or it is not an ordinary file.
@@ -68,7 +68,7 @@ def shaped(shape: type[Shape]) -> Callable[[Any], dict[str, Any]]:
 def read_record(
     path: Path, parse: Callable[[Any], T], advice: str = REMOVE, *, finite: bool = True
 ) -> T | None:
-    """What a record says; None if there is none.
+    """Read a record; None if there is none.
 
     Args:
         path: The file.
@@ -105,7 +105,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def words(problem: Exception) -> str:
-    """What is wrong with a record, without the names of libraries and of their errors."""
+    """The fault of a record in words for its user: no names of libraries and their errors."""
     if isinstance(problem, ValidationError):
         first = problem.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -279,7 +279,7 @@ def _given(weights: Sequence[float], chosen: Sequence[Member]) -> list[float]:
 
 
 def _bytes(spec: TensorSpec, dtype: torch.dtype | None) -> int:
-    """Of a tensor as it is written."""
+    """Bytes of a tensor as it is written."""
     changes = dtype is not None and spec.dtype.is_floating_point
     return spec.numel * dtype.itemsize if changes and dtype is not None else spec.nbytes
 

@@ -159,7 +159,7 @@ def _low(
 
 
 def _adapted(average: AdapterAverage, module: str) -> AdaptedModule:
-    """What the first member that adapts a module has of it."""
+    """The factors of a module, of the first member that adapts it."""
     return next(m.modules[module] for m in average.source.members if module in m.modules)
 
 

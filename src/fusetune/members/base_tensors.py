@@ -79,7 +79,7 @@ class BaseTensors(Mapping[str, Tensor]):
 
 
 def identity(value: Tensor) -> tuple[object, ...]:
-    """The same for tensors that are one; without data, as on the meta device, the object."""
+    """A key that is equal for tensors of one storage; on the meta device, of one object."""
     if value.data_ptr() == 0:
         return (id(value),)
     return (value.data_ptr(), value.shape, value.stride())

@@ -315,7 +315,7 @@ def _write(path: Path, foreign: Foreign, folder: Path) -> int | None:
 
 
 def _manifest(path: Path, foreign: Foreign) -> Manifest | None:
-    """What our collector wrote of a checkpoint whose names are a wrapper's."""
+    """The manifest that our collector wrote for a checkpoint with a wrapper's names."""
     return read_manifest(path) if foreign.format == "safetensors" else None
 
 

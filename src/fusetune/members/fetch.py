@@ -42,7 +42,7 @@ def is_url(path: str | Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """What a URL means.
+    """The members that lie behind a URL.
 
     Attributes:
         members: URLs of folders, or of single files.

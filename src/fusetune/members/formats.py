@@ -150,7 +150,7 @@ def lacks_weights(path: Path) -> str | None:
 
 
 def lacks(folder: str, names: Sequence[str]) -> str | None:
-    """The same of a folder without weights, by its name and the names in it."""
+    """Why a folder without weights is no whole checkpoint, by its name and the names in it."""
     shard = next((name for name in names if SHARD.fullmatch(name)), None)
     unfinished = next((name for name in names if _is_unfinished_file(name)), None)
     if shard is not None:

@@ -107,7 +107,7 @@ def _find_weights(file: Path, content: Any) -> tuple[Mapping[Any, Any], int | No
 
 
 def _without_weights(file: Path, content: Any, records: Sequence[str]) -> MemberError:
-    """What the file has in their place."""
+    """The error for a file without weights, which names the tensors that it has instead."""
     others: list[str] = []
     if isinstance(content, Mapping):
         others = [

@@ -131,7 +131,7 @@ def _plain(value: Any, column: str, part: Part, row: int) -> Any:
 
 
 def _json(value: Any, **options: Any) -> str:
-    """What the filter `tojson` writes: null where a value is missing."""
+    """The JSON that the filter `tojson` writes: null where a value is missing."""
     return json.dumps(_with_nulls(value), **options)
 
 
@@ -153,7 +153,7 @@ def _called(tree: nodes.Template) -> set[str]:
 
 
 def _words(error: Exception) -> str:
-    """What an error says; one for want of memory says nothing."""
+    """The text of an error; of one for want of memory, which has none, words of our own."""
     return "it takes too much memory" if isinstance(error, MemoryError) else str(error)
 
 

@@ -43,7 +43,7 @@ def step_of(path: Path, manifest: Manifest | None = None) -> int | None:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """What a checkpoint is called by: the path, or the folder around it that has the number.
+    """The path that names a checkpoint: its own, or the folder around it that has the number.
 
     As checkpoint-500/sft of an adapter with a name, or step-500/weights.pt.
     """

@@ -65,6 +65,6 @@ READERS: dict[str, Callable[[Path, Sequence[str], CsvOptions], pa.Table]] = {
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the stack of a library's explanations."""
+    """The first line of a library's error, without its explanations."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(". ")
