@@ -83,13 +83,8 @@ def average(
 ) -> None:
     """Average checkpoints into one model: no data, no search."""
     with errors():
-        from fusetune.library.average import DTYPES
         from fusetune.library.average import average as write
 
-        if dtype is not None and dtype not in DTYPES:
-            raise FusetuneError(
-                f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}.", "Choose one of them."
-            )
         made = write(
             members,
             out,

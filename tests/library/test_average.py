@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import fusetune
 from fusetune.cli import app
-from fusetune.errors import MemberError, StageError
+from fusetune.errors import MemberError, RecipeError, StageError
 from fusetune.library.average import weights_of
 
 State = dict[str, torch.Tensor]
@@ -152,9 +152,12 @@ def test_adapters_are_averaged_exactly(tmp_path: Path) -> None:
     fusetune.average(tmp_path / "out", tmp_path / "merged", weights=[0.25, 0.75])
     expected = {n: 0.25 * merged[0][n] + 0.75 * merged[1][n] for n in merged[0]}
     assert_is(tmp_path / "merged", expected)
-    fusetune.average(
+    (tmp_path / "base" / "vocab.txt").write_text("[PAD]")
+    made = fusetune.average(
         tmp_path / "out", tmp_path / "adapter", weights=[0.25, 0.75], form="adapter"
     )
+    assert "vocab.txt" in made.files  # of the base: what is said is what is copied
+    assert all((tmp_path / "adapter" / name).is_file() for name in made.files)
     base = BertForSequenceClassification.from_pretrained(tmp_path / "base")
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     for name, tensor in loaded.state_dict().items():
@@ -176,6 +179,7 @@ def test_adapters_are_averaged_exactly(tmp_path: Path) -> None:
         ({"shape": "ema:2"}, r"no shape 'ema:2'.*between 0 and 1"),
         ({"base_weight": 0.3}, r"go together; got the weight 0\.3 and no base"),
         ({"every": 0}, r"--every must be 1 or more"),
+        ({"dtype": "int8"}, r"written as float32, bfloat16, float16; got 'int8'"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(
@@ -184,6 +188,14 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     with pytest.raises(MemberError, match=message):
         fusetune.average(checkpoints, tmp_path / "averaged", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "averaged").exists()
+
+
+def test_options_are_checked_before_any_file_is_read(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(RecipeError, match=r"fuse\.export is 'pickle'"):
+        fusetune.average(nowhere, tmp_path / "averaged", form="pickle")
+    with pytest.raises(MemberError, match="got 'int8'"):
+        fusetune.average(nowhere, tmp_path / "averaged", dtype="int8")  # type: ignore[arg-type]
 
 
 def test_no_checkpoint_and_nothing_foreign_is_replaced(

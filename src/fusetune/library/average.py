@@ -25,9 +25,8 @@ from fusetune.errors import MemberError, StageError
 from fusetune.library.pool import BaseMember, as_pool
 from fusetune.members.adapter_export import ExportForm
 from fusetune.members.average import for_files
-from fusetune.members.companions import companions
 from fusetune.members.discover import Paths
-from fusetune.members.export import export, require_replaceable
+from fusetune.members.export import export, files_beside, require_replaceable
 from fusetune.members.header import TensorSpec
 from fusetune.members.member import Member, architectures
 from fusetune.members.pool import MemberPool, inspect
@@ -129,11 +128,14 @@ def average(
         What was averaged, with which weights.
 
     Raises:
-        MemberError: If the checkpoints do not fit together, or there are fewer than asked for.
+        MemberError: If the checkpoints do not fit together, there are fewer than asked for, or
+            an option is none of those that there are.
         StageError: If `out` cannot be written: it holds something else, a checkpoint, or the
             disk is too small.
         RecipeError: If `form` is none.
     """
+    ExportForm.parse(writing.get("form", "merged"))
+    _check_dtype(writing.get("dtype"))
     inspection = inspect(members, allow_pickle=allow_pickle)
     if inspection.errors:
         raise inspection.errors[0]
@@ -179,7 +181,7 @@ def _written(
         folder=folder,
         members=pool.members,
         weights=point,
-        files=tuple(sorted(companions([pool.members[i] for i in pool.trained]))),
+        files=tuple(sorted(files_beside(pool))),
         architecture=next(iter(architectures(pool.config)), ""),
         parameters=pool.num_parameters,
         nbytes=sum(_bytes(spec, dtype) for spec in pool.tensors.values()),
@@ -282,6 +284,14 @@ def _bytes(spec: TensorSpec, dtype: torch.dtype | None) -> int:
     """Bytes of a tensor as it is written."""
     changes = dtype is not None and spec.dtype.is_floating_point
     return spec.numel * dtype.itemsize if changes and dtype is not None else spec.nbytes
+
+
+def _check_dtype(name: str | None) -> None:
+    if name is not None and name not in DTYPES:
+        raise MemberError(
+            f"An average is written as {', '.join(DTYPES)}; got {name!r}.",
+            "Choose one of them, or leave dtype (--dtype) out to keep the checkpoints' own.",
+        )
 
 
 def _check_base(base: BaseMember, weight: float) -> None:

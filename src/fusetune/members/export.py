@@ -96,7 +96,7 @@ def export(
     if not force:
         require_replaceable(folder)
     require_space(folder, sum(info.nbytes for info in pool.tensors.values()))
-    files = companions([pool.members[i] for i in pool.trained], [*beside, *_base_folder(pool)])
+    files = files_beside(pool, beside)
     with full_disk_is_an_error(folder.parent), replaced_folder(folder) as new:
         copy_files(files if tokenizer is None else without_tokenizer(files), new)
         if form.adapter:
@@ -112,6 +112,16 @@ def export(
         (new / "README.md").write_text(card, encoding="utf-8")
         write_json(new / FUSION, finite({**record, **(extra or {})}))
     return folder
+
+
+def files_beside(pool: MemberPool, beside: Sequence[Path] = ()) -> dict[str, Path]:
+    """Name → file of all that an export of a pool copies beside the weights.
+
+    Args:
+        pool: The members.
+        beside: Folders of the model that the training began with, for what checkpoints lack.
+    """
+    return companions([pool.members[i] for i in pool.trained], [*beside, *_base_folder(pool)])
 
 
 def export_chain(
